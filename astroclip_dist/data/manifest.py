@@ -1,0 +1,129 @@
+"""``manifest.json`` of a dataset: what its shards hold. Written last, so its presence means the dataset is complete."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from astroclip_dist.errors import DataError
+from astroclip_dist.store import MissingObjectError, Store
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ImageLayout(_Strict):
+    """How every image of a dataset lies: (bands, height, width), flux per pixel in nanomaggies."""
+
+    bands: tuple[str, ...] = ("g", "r", "z")
+    size: int = 152
+    pixel_scale_arcsec: float = 0.262
+    dtype: Literal["float32", "float16"] = "float32"
+    unit: Literal["nanomaggy"] = "nanomaggy"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return len(self.bands), self.size, self.size
+
+
+class SpectrumLayout(_Strict):
+    """The common wavelength grid of a dataset's spectra (default: DESI's), vacuum, observed frame."""
+
+    start_angstrom: float = 3600.0
+    step_angstrom: float = 0.8
+    size: int = 7781
+    dtype: Literal["float32"] = "float32"
+    unit: Literal["1e-17 erg/s/cm2/A"] = "1e-17 erg/s/cm2/A"
+
+    @property
+    def shape(self) -> tuple[int]:
+        return (self.size,)
+
+
+class BandStatistics(_Strict):
+    """Pixel statistics of one band over the training split, in nanomaggies."""
+
+    band: str
+    mean: float
+    std: float
+
+
+class ShardEntry(_Strict):
+    name: str
+    bytes: int
+    samples: int
+    split: Split
+    sha256: str
+    index_sha256: str
+
+
+class Manifest(_Strict):
+    """A complete dataset. ``source`` says which command and inputs made it."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    source: dict[str, str | int | float | bool | None]
+    image: ImageLayout | None
+    spectrum: SpectrumLayout | None
+    ivar: bool
+    counts: dict[Split, int]
+    split_fractions: dict[Split, float]
+    band_statistics: tuple[BandStatistics, ...] = ()
+    shards: tuple[ShardEntry, ...]
+
+
+def read_manifest(store: Store) -> Manifest:
+    """Read and check a dataset's manifest.
+
+    Raises:
+        DataError: no manifest (the dataset is not complete, or not there), another schema version, or a wrong field.
+        CredentialsError, StorageError: the storage refuses or does not answer.
+    """
+    store.check()
+    where = store.locate(MANIFEST_NAME)
+    try:
+        text = store.read(MANIFEST_NAME)
+    except MissingObjectError as error:
+        raise DataError(
+            where, "not there", "No dataset, or one whose build has not ended: check the URL or build it again."
+        ) from error
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the file"
+        found = first.get("input")
+        if field == "schema_version":
+            raise DataError(
+                f"{where}: schema_version",
+                found,
+                f"This version of astroclip reads schema {SCHEMA_VERSION}: build the dataset again with it.",
+            ) from error
+        raise DataError(f"{where}: {field}", repr(found)[:80], f"{first['msg']}.") from error
+
+
+def key_hash(key: str) -> int:
+    """A sample's 64-bit identity: the same in every dataset, process and run (BLAKE2b of the key)."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+
+
+def split_of(key: str, fractions: dict[Split, float]) -> Split:
+    """The split of a galaxy, from its key alone: adding data never moves a galaxy to another split.
+
+    Args:
+        fractions: share of each split; they sum to 1.
+    """
+    place = key_hash(key) / 2**64
+    for split in SPLITS:
+        place -= fractions.get(split, 0.0)
+        if place < 0:
+            return split
+    return max(fractions, key=lambda split: fractions[split])

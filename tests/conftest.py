@@ -1,0 +1,19 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real galaxies (images, spectra, catalogues) that is not part of this repository."""
+    folder = Path(os.environ.get("ASTROCLIP_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real galaxies at {folder}: set ASTROCLIP_TEST_DATA to a folder that has them")
+    return folder
