@@ -22,8 +22,8 @@ class UserError(Exception):
         return type(self), (self.field, self.value, self.mend)
 
 
-class ConfigError(UserError):
-    """A wrong configuration or command line."""
+class ConfigError(UserError, ValueError):
+    """A wrong configuration or command line (a ValueError, too, so that pydantic's validators may raise it)."""
 
     exit_code = 2
 

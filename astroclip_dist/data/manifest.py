@@ -58,6 +58,8 @@ class BandStatistics(_Strict):
 
 
 class ShardEntry(_Strict):
+    """One shard: ``NAME.tar`` of so many bytes, with ``NAME.idx`` beside it."""
+
     name: str
     bytes: int
     samples: int
@@ -69,7 +71,7 @@ class ShardEntry(_Strict):
 class Manifest(_Strict):
     """A complete dataset. ``source`` says which command and inputs made it."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     source: dict[str, str | int | float | bool | None]
     image: ImageLayout | None
     spectrum: SpectrumLayout | None

@@ -1,0 +1,76 @@
+"""Sizes of encoders and heads."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from astroclip_dist.config.strict import Section
+from astroclip_dist.errors import ConfigError
+
+
+class TransformerSize(Section):
+    """Width, depth and heads of a pre-norm transformer; the MLP is ``mlp_ratio`` times as wide."""
+
+    width: int = Field(gt=0)
+    depth: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    mlp_ratio: float = Field(default=4.0, gt=0)
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width % self.heads:
+            raise ConfigError("heads", self.heads, f"It must divide width = {self.width}.")
+        return self
+
+
+class ImageEncoder(TransformerSize):
+    """Vision transformer over a crop of the image (default: ViT-L/12 at 144 px, AstroCLIP section 3.1)."""
+
+    width: int = 1024
+    depth: int = 24
+    heads: int = 16
+    crop: int = Field(default=144, gt=0, description="side of the square crop, pixels")
+    patch: int = Field(default=12, gt=0, description="side of a patch, pixels")
+    stretch: Literal["rgb", "asinh"] = "rgb"
+    layer_scale: float | None = 1e-5
+
+    @model_validator(mode="after")
+    def _patches_fill_crop(self) -> Self:
+        if self.crop % self.patch:
+            raise ConfigError("crop", self.crop, f"It must be a multiple of patch = {self.patch}.")
+        return self
+
+
+class SpectrumEncoder(TransformerSize):
+    """Transformer over overlapping slices of the spectrum (default: SpecFormer, AstroCLIP section 3.2)."""
+
+    width: int = 768
+    depth: int = 6
+    heads: int = 6
+    slice_size: int = Field(default=20, gt=0, description="wavelength bins in a token")
+    slice_stride: int = Field(default=10, gt=0, description="bins from one token's start to the next's")
+
+    @model_validator(mode="after")
+    def _no_gaps(self) -> Self:
+        if self.slice_stride > self.slice_size:
+            raise ConfigError(
+                "slice_stride", self.slice_stride, f"Above slice_size = {self.slice_size} bins would be lost."
+            )
+        return self
+
+
+class CrossAttentionHead(Section):
+    """Learned-query cross-attention pooling and MLP to the shared embedding (AstroCLIP section 3.3)."""
+
+    embedding: int = Field(default=1024, gt=0)
+    heads: int = Field(default=4, gt=0)
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _heads_divide_embedding(self) -> Self:
+        if self.embedding % self.heads:
+            raise ConfigError("heads", self.heads, f"It must divide embedding = {self.embedding}.")
+        return self

@@ -1,0 +1,117 @@
+"""The whole configuration of a run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from astroclip_dist.config.engine import DdpEngine, Engine
+from astroclip_dist.config.objective import ClipAlignment, Objective
+from astroclip_dist.config.strict import Section
+from astroclip_dist.config.units import Length, Seconds, TrainingLength
+from astroclip_dist.errors import ConfigError
+
+Urls = Annotated[tuple[str, ...], BeforeValidator(lambda urls: (urls,) if isinstance(urls, str) else urls)]
+
+
+class Batch(Section):
+    """How the order is cut into steps. None of these depends on the world size."""
+
+    global_size: int = Field(gt=0, description="samples of one optimizer step over all ranks")
+    micro_size: int | None = Field(
+        default=None, gt=0, description="samples of one rank in one pass; all it has if unset"
+    )
+    lanes: int = Field(default=8, gt=0, description="the largest world size that the run may ever have")
+    window_shards: int = Field(default=2, gt=0, description="whole shards among which a lane's samples are shuffled")
+
+
+class Reading(Section):
+    """What a rank spends on reading ahead. It changes speed and memory, never the samples."""
+
+    threads: int = Field(default=2, gt=0)
+    batches_ahead: int = Field(default=2, gt=0)
+
+
+class Optimizer(Section):
+    """AdamW with linear warm-up and cosine decay."""
+
+    lr: float = Field(gt=0)
+    final_lr: float = Field(default=0.0, ge=0)
+    warmup: Length = TrainingLength(0, "steps")
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(default=0.05, ge=0)
+    clip_norm: float | None = Field(default=1.0, gt=0)
+
+
+class Checkpoint(Section):
+    """When the state is saved and how many saves are kept."""
+
+    every: Length = TrainingLength(1000, "steps")
+    keep_last: int = Field(default=3, gt=0)
+
+
+class Tracking(Section):
+    """Where metrics go. ``uri`` unset: MLflow's own environment variable, else ``mlflow.db`` beside the run folder."""
+
+    uri: str | None = None
+    experiment: str = "astroclip"
+    log_every: int = Field(default=10, gt=0, description="steps")
+
+
+class Health(Section):
+    """When to give up."""
+
+    skipped_steps_budget: int = Field(default=10, ge=0, description="steps with a loss or gradient that is not finite")
+    collective_timeout: Seconds = 600.0
+    max_restarts: int = Field(default=3, ge=0, description="restarts by the launcher after a failed worker")
+
+
+class RunConfig(Section):
+    """One training, from the first step to the last checkpoint, across any number of restarts."""
+
+    data: Urls = Field(min_length=1, description="dataset URL or URLs")
+    run: str = Field(description="run folder URL")
+    launcher: Literal["local", "ray"] = "local"
+    workers: int = Field(default=1, gt=0, description="world size: processes, one a GPU")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    length: Length
+    objective: Objective = ClipAlignment()
+    engine: Engine = DdpEngine()
+    batch: Batch
+    reading: Reading = Reading()
+    optimizer: Optimizer
+    checkpoint: Checkpoint = Checkpoint()
+    tracking: Tracking = Tracking()
+    health: Health = Health()
+
+    @model_validator(mode="after")
+    def _batch_fits_ranks(self) -> Self:
+        batch, workers = self.batch, self.workers
+        if batch.lanes % workers:
+            raise ConfigError(
+                "workers", workers, f"It must divide batch.lanes = {batch.lanes}: each rank owns equally many lanes."
+            )
+        if batch.global_size % batch.lanes:
+            raise ConfigError(
+                "batch.global_size", batch.global_size, f"It must be a multiple of batch.lanes = {batch.lanes}."
+            )
+        local = batch.global_size // workers
+        if batch.micro_size is not None and local % batch.micro_size:
+            raise ConfigError(
+                "batch.micro_size",
+                batch.micro_size,
+                f"It must divide the {local} samples of a rank (batch.global_size / workers).",
+            )
+        return self
+
+    @property
+    def local_batch(self) -> int:
+        """Samples of one rank in one step."""
+        return self.batch.global_size // self.workers
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples that one rank puts through the model at once."""
+        return self.batch.micro_size or self.local_batch
