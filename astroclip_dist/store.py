@@ -29,6 +29,10 @@ from astroclip_dist.errors import StorageError
 
 READ_DEADLINE_S = 120.0
 CHECK_DEADLINE_S = 5.0
+REFUSALS = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken")
+
+# Where the client asks for a role's credentials when the environment has none; elsewhere than on EC2 nobody answers.
+INSTANCE_METADATA = "169.254.169.254"
 T = TypeVar("T")
 
 
@@ -63,14 +67,20 @@ class Store:
         if self._root is not None:
             # Created on the first write instead: reading a mistyped path must not leave a folder there.
             return from_url("file:///")
-        options: dict[str, Any] = {"connect_timeout": timedelta(seconds=min(5.0, deadline_s))}
+        options: dict[str, Any] = {
+            "connect_timeout": timedelta(seconds=min(5.0, deadline_s)),
+            # A stalled connection is given up and retried; a slow one that still delivers has the whole deadline.
+            "read_timeout": timedelta(seconds=min(20.0, deadline_s)),
+            "timeout": timedelta(seconds=deadline_s),
+        }
         if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
             options["allow_http"] = True
-        retry: dict[str, Any] = {"max_retries": 20, "retry_timeout": timedelta(seconds=deadline_s)}
+        # The deadline alone bounds the retries: with jitter twenty of them may be over in four seconds.
+        retry: dict[str, Any] = {"max_retries": 10_000, "retry_timeout": timedelta(seconds=deadline_s)}
         try:
             if self.url.startswith("memory://"):
                 return from_url(self.url)
-            return from_url(self.url, client_options=options, retry_config=retry)  # type: ignore[arg-type]
+            return from_url(self.url, client_options=options, retry_config=retry)  # type: ignore[call-overload]
         except (BaseError, ValueError) as error:
             raise StorageError("URL", self.url, f"It cannot be opened: {_first_line(error)}") from error
 
@@ -163,37 +173,43 @@ class Store:
         Raises:
             CredentialsError, StorageError
         """
-        if self._root is None:
-            Store(self.url, CHECK_DEADLINE_S).exists("manifest.json")
+        if self._root is not None:
+            return
+        try:
+            # Not a HEAD: its answer has no body, which alone tells a missing bucket from a missing object.
+            Store(self.url, CHECK_DEADLINE_S).read_range("manifest.json", 0, 1)
+        except MissingObjectError:
+            return
 
     def _call(self, name: str, request: Callable[[], T]) -> T:
         where = self.locate(name)
         try:
             return request()
-        except FileNotFoundError as error:
-            if "NoSuchBucket" in str(error):
-                raise StorageError(where, "no such bucket", "Create the bucket or correct the URL.") from error
-            raise MissingObjectError(where, "does not exist", "Check the URL.") from error
-        except (UnauthenticatedError, PermissionDeniedError, PermissionError) as error:
-            raise CredentialsError(
-                where,
-                f"access refused ({_first_line(error)})",
-                "Check the credentials in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) and their rights.",
-            ) from error
         except AlreadyExistsError:
             raise
         except (BaseError, OSError) as error:
             text = str(error)
-            if "InvalidAccessKeyId" in text or "SignatureDoesNotMatch" in text or "AccessDenied" in text:
+            code = _s3_code(text)
+            if code == "NoSuchBucket":
+                raise StorageError(where, "no such bucket", "Create the bucket or correct the URL.") from error
+            if isinstance(error, FileNotFoundError):
+                raise MissingObjectError(where, "does not exist", "Check the URL.") from error
+            if INSTANCE_METADATA in text:
                 raise CredentialsError(
-                    where, "access refused", "Check the credentials in the environment and their rights."
+                    where, "no credentials", "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment."
+                ) from error
+            refused = isinstance(error, UnauthenticatedError | PermissionDeniedError | PermissionError)
+            if refused or code in REFUSALS:
+                raise CredentialsError(
+                    where,
+                    f"access refused ({code or _first_line(error)})",
+                    "Check the credentials in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+                    " and their rights.",
                 ) from error
             if "No space left" in text or "StorageFull" in text:
                 raise StorageError(where, "no space left on the device", "Free space or write elsewhere.") from error
             raise StorageError(
-                where,
-                _first_line(error),
-                "Check the URL, AWS_ENDPOINT_URL and that the storage is up.",
+                where, _first_line(error), "Check the URL, AWS_ENDPOINT_URL and that the storage is up."
             ) from error
 
 
@@ -211,6 +227,11 @@ def normalize_url(url: str | os.PathLike[str]) -> str:
             "URL", re.sub(r"//[^@]*@", "//***@", text), "Give credentials in the environment, not in the URL."
         )
     return text.rstrip("/")
+
+
+def _s3_code(text: str) -> str | None:
+    found = re.search(r"<Code>(\w+)</Code>", text)
+    return found.group(1) if found else None
 
 
 def _first_line(error: BaseException) -> str:
