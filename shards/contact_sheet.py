@@ -24,8 +24,7 @@ _INK, _FAINT, _ACCENT = "#1b1f24", "#b8bec6", "#b3541e"
 # Vacuum wavelengths in Angstrom of lines that show at a glance whether redshift and grid are right.
 _LINES = {
     "[OII]": 3728.5,
-    "K": 3934.8,
-    "H": 3969.6,
+    "Ca": 3952.2,
     r"H$\beta$": 4862.7,
     "[OIII]": 5008.2,
     "Mg": 5176.6,
@@ -47,7 +46,7 @@ def draw_contact_sheet(
     columns = 2 if spectrum else 4
     rows = max(1, -(-len(samples) // columns))
     widths = ([1.0] if image else []) + ([3.0] if spectrum else [])
-    cell_width, cell_height = (2.1 if image else 0.0) + (5.4 if spectrum else 0.0), 2.3
+    cell_width, cell_height = (2.2 if image else 0.0) + (5.4 if spectrum else 0.0), 2.4
     header = 0.55 if title else 0.15
     figure = Figure(
         (columns * cell_width + 0.2, rows * cell_height + header), dpi=_DPI, facecolor="white", layout="constrained"
@@ -70,7 +69,7 @@ def draw_contact_sheet(
 
 def _caption(sample: Sample) -> str:
     redshift = sample.metadata.get("redshift")
-    return sample.key if redshift is None else f"{sample.key}   z = {redshift:.4f}"
+    return sample.key if redshift is None else f"{sample.key}\nz = {redshift:.4f}"
 
 
 def _draw_image(panel: Axes, sample: Sample, layout: ImageLayout) -> None:
@@ -102,9 +101,11 @@ def _draw_spectrum(panel: Axes, sample: Sample, layout: SpectrumLayout, labelled
     panel.plot(wavelength, smooth, color=_INK, lw=0.7)
     panel.set_xlim(wavelength[0], wavelength[-1])
     if np.isfinite(smooth).any():
-        low, high = np.nanpercentile(smooth, [0.5, 99.7])
+        low, continuum = np.nanpercentile(smooth, [0.5, 99.0])
+        # Emission lines show up to three times the continuum; a cosmic ray does not flatten the rest.
+        high = min(float(np.nanmax(smooth)), low + 3 * (continuum - low))
         room = max(high - low, 1e-3)
-        panel.set_ylim(min(low, 0.0) - 0.1 * room, high + 0.3 * room)
+        panel.set_ylim(min(low, 0.0) - 0.05 * room, high + 0.2 * room)
     for name, rest in _LINES.items() if "redshift" in sample.metadata else ():
         place = rest * (1 + sample.metadata["redshift"])
         if wavelength[0] < place < wavelength[-1]:
