@@ -1,0 +1,54 @@
+"""The aligned model: an encoder and a head for images, an encoder and a head for spectra, and the logit scale."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from astroclip_dist.config.objective import ClipAlignment
+from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
+from astroclip_dist.models.attention_pool import AttentionPool
+from astroclip_dist.models.image_encoder import ImageTransformer
+from astroclip_dist.models.spectrum_encoder import SpectrumTransformer
+
+
+class TwoTower(nn.Module):
+    """Embeds images and spectra of galaxies into one space."""
+
+    def __init__(self, config: ClipAlignment, image: ImageLayout, spectrum: SpectrumLayout) -> None:
+        super().__init__()
+        self.image_encoder = ImageTransformer(config.image, len(image.bands))
+        self.image_head = AttentionPool(config.head, config.image.width)
+        self.spectrum_encoder = SpectrumTransformer(config.spectrum, spectrum.size)
+        self.spectrum_head = AttentionPool(config.head, config.spectrum.width)
+        # One element rather than none: FSDP shards parameters along their first dimension.
+        self.log_logit_scale = nn.Parameter(
+            torch.tensor([math.log(config.logit_scale)]), requires_grad=config.learn_logit_scale
+        )
+        self.freeze_backbones = config.freeze_backbones
+        if config.freeze_backbones:
+            self.image_encoder.requires_grad_(False)
+            self.spectrum_encoder.requires_grad_(False)
+
+    def forward(self, images: Tensor | None, spectra: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """Embeddings of a batch; a modality that is not given is not computed.
+
+        Args:
+            images: (n, bands, crop, crop), stretched.
+            spectra: (n, tokens, slice_size + 2).
+
+        Returns:
+            (n, embedding) float32 unit vectors of images and of spectra, and the logit scale, (1,).
+        """
+        image = None if images is None else self._embed(self.image_encoder, self.image_head, images)
+        spectrum = None if spectra is None else self._embed(self.spectrum_encoder, self.spectrum_head, spectra)
+        return image, spectrum, self.log_logit_scale.exp()
+
+    def _embed(self, encoder: nn.Module, head: nn.Module, inputs: Tensor) -> Tensor:
+        with torch.no_grad() if self.freeze_backbones else nullcontext():
+            tokens = encoder(inputs)
+        return F.normalize(head(tokens).float(), dim=-1)

@@ -1,0 +1,117 @@
+"""What every engine offers to the loop: a model to call, backward, a step that never applies bad gradients, a state."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from astroclip_dist.config.run import Optimizer as OptimizerConfig
+from astroclip_dist.parallel.process_group import Ranks
+
+# Embedding-like parameters that are no matrices: decaying them pulls the input towards nothing.
+_NO_DECAY = ("position", "class_token", "query", "log_logit_scale")
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Engine(ABC):
+    """Lays one module over ranks and trains it with AdamW.
+
+    States are flat mappings of names that do not depend on the engine (``model.NAME``, ``optimizer.NAME.exp_avg``,
+    ``optimizer.NAME.step``) to tensors, so that any engine's checkpoint loads into any other.
+    """
+
+    def __init__(self, ranks: Ranks, module: nn.Module) -> None:
+        self.ranks = ranks
+        self.module = module
+
+    @abstractmethod
+    def forward(self, *inputs: Tensor | None) -> Any:
+        """The module's outputs, under the engine's precision."""
+
+    @abstractmethod
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Accumulate the gradients of one micro-batch; ``last`` ends the accumulation of a step."""
+
+    @abstractmethod
+    def step(self, lr: float) -> Tensor:
+        """Clip and apply the gradients, unless their norm over all ranks is not finite.
+
+        Returns:
+            That norm before clipping, 0-d, the same on all ranks. If it is not finite nothing was changed, and the
+            gradients are forgotten.
+        """
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Forget the gradients of this step."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Parameters, buffers and optimizer state; tensors or DTensors that checkpointing reads from or writes into."""
+
+    @abstractmethod
+    def loaded(self) -> None:
+        """To be called after a checkpoint was written into the tensors of :meth:`state`."""
+
+    def train(self) -> None:
+        self.module.train()
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; biases, norms and embedding-like vectors do not."""
+    decayed, kept = [], []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            matrix = parameter.ndim >= 2 and name.rpartition(".")[2] not in _NO_DECAY
+            (decayed if matrix else kept).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+
+
+def adamw(groups: Iterable[Any], config: OptimizerConfig, device: torch.device) -> torch.optim.AdamW:
+    """The optimizer of a run; fused where the device has it."""
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=device.type == "cuda")
+
+
+class TorchEngine(Engine):
+    """What ddp and fsdp share: a torch optimizer over the laid-out module's own parameters."""
+
+    def __init__(self, ranks: Ranks, module: nn.Module, config: OptimizerConfig) -> None:
+        super().__init__(ranks, module)
+        self._clip_norm = config.clip_norm if config.clip_norm is not None else torch.inf
+        self._optimizer = adamw(parameter_groups(module, config.weight_decay), config, ranks.device)
+        for group in self._optimizer.param_groups:
+            for parameter in group["params"]:
+                # Made now rather than at the first step: a state to load into must exist before any step.
+                self._optimizer.state[parameter] = {
+                    "step": torch.zeros((), device=ranks.device if self._optimizer.defaults["fused"] else "cpu"),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
+    def step(self, lr: float) -> Tensor:
+        parameters = [p for p in self.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self._clip_norm)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        if torch.isfinite(norm):
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr
+            self._optimizer.step()
+        self.discard()
+        return norm
+
+    def discard(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        state = {f"model.{name}": value for name, value in self.module.state_dict().items()}
+        for name, parameter in self.module.named_parameters():
+            for key, value in self._optimizer.state.get(parameter, {}).items():
+                state[f"optimizer.{name}.{key}"] = value
+        return state
+
+    def loaded(self) -> None:
+        """Nothing to do: :meth:`state` gave the very tensors that are trained."""

@@ -1,0 +1,131 @@
+"""DeepSpeed ZeRO stages 1, 2 and 3.
+
+Its own checkpoints are pickles that load at one world size only, so the state is taken and given parameter by parameter
+through its ``safe_*`` functions, in the same form as every other engine's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import deepspeed
+import deepspeed.ops
+import torch
+import torch.distributed as dist
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+)
+from torch import Tensor, nn
+
+from astroclip_dist.config.engine import DeepSpeedEngine
+from astroclip_dist.config.run import Optimizer
+from astroclip_dist.parallel.engines.base import MOMENTS, Engine, adamw, parameter_groups
+from astroclip_dist.parallel.process_group import Ranks
+
+
+class DeepSpeedZero(Engine):
+    """ZeRO with torch's AdamW as its base optimizer."""
+
+    def __init__(
+        self,
+        config: DeepSpeedEngine,
+        ranks: Ranks,
+        module: nn.Module,
+        optimizer: Optimizer,
+        micro_batches: int,
+        micro_size: int,
+    ) -> None:
+        super().__init__(ranks, module)
+        if ranks.device.type == "cpu":
+            # Its shared-memory collectives would be compiled for minutes at the first start; gloo does without.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(dist_backend=dist.get_backend().split(":")[-1], dist_init_required=False)
+        module.to(ranks.device)
+        self._dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        self._zero, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=adamw(parameter_groups(module, optimizer.weight_decay), optimizer, ranks.device),
+            config={
+                "train_micro_batch_size_per_gpu": micro_size,
+                "gradient_accumulation_steps": micro_batches,
+                "gradient_clipping": optimizer.clip_norm or 0.0,
+                "bf16": {"enabled": config.precision == "bf16", "check_grad_overflow": True},
+                "zero_optimization": {
+                    "stage": config.zero_stage,
+                    # Elements; the defaults allot gigabytes of buffers whatever the model's size.
+                    "reduce_bucket_size": 5e7,
+                    "allgather_bucket_size": 5e7,
+                },
+                "zero_allow_untested_optimizer": True,
+                "steps_per_print": 2**31,
+            },
+        )
+        self._optimizer = self._zero.optimizer
+        for flat in self._flat_parameters():
+            self._optimizer.optimizer.state[flat] = {
+                "step": torch.zeros((), device=flat.device if ranks.device.type == "cuda" else "cpu"),
+                **{moment: torch.zeros_like(flat) for moment in MOMENTS},
+            }
+        self._state: dict[str, Tensor] = {}
+
+    def forward(self, *inputs: Tensor | None) -> Any:
+        return self._zero(*(i if i is None else i.to(self._dtype) for i in inputs))
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        self._zero.set_gradient_accumulation_boundary(last)
+        self._zero.backward(loss, scale_wrt_gas=False)
+
+    def step(self, lr: float) -> Tensor:
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._zero.step()
+        norm = torch.as_tensor(self._zero.get_global_grad_norm(), dtype=torch.float32).reshape(())
+        return torch.full_like(norm, torch.nan) if self._optimizer.overflow else norm
+
+    def discard(self) -> None:
+        self._zero.set_gradient_accumulation_boundary(True)
+        self._optimizer.zero_grad()
+
+    def state(self) -> dict[str, Tensor]:
+        names = dict(self.module.named_parameters())
+        trained = {name for name, parameter in names.items() if parameter.requires_grad}
+        steps = {float(state["step"]) for state in self._optimizer.optimizer.state.values()}
+        state: dict[str, Tensor] = {}
+        for name, parameter in names.items():
+            if name in trained:
+                state[f"model.{name}"] = safe_get_full_fp32_param(parameter).view(_full_shape(parameter))
+                for moment in MOMENTS:
+                    full = safe_get_full_optimizer_state(parameter, moment)
+                    state[f"optimizer.{name}.{moment}"] = full.view(_full_shape(parameter))
+                state[f"optimizer.{name}.step"] = torch.tensor(max(steps))
+            else:
+                with deepspeed.zero.GatheredParameters([parameter]):
+                    state[f"model.{name}"] = parameter.detach().float().clone()
+        self._state = state
+        return state
+
+    def loaded(self) -> None:
+        state = self._state
+        for name, parameter in self.module.named_parameters():
+            value = state[f"model.{name}"]
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                parameter.data.copy_(value.to(parameter.dtype).view(parameter.shape))
+            if parameter.requires_grad:
+                safe_set_full_fp32_param(parameter, value)
+                for moment in MOMENTS:
+                    safe_set_full_optimizer_state(parameter, state[f"optimizer.{name}.{moment}"], moment)
+                step = state[f"optimizer.{name}.step"]
+        for base in self._optimizer.optimizer.state.values():
+            base["step"].copy_(step)
+        self._state = {}
+
+    def _flat_parameters(self) -> list[Tensor]:
+        return [p for group in self._optimizer.optimizer.param_groups for p in group["params"]]
+
+
+def _full_shape(parameter: nn.Parameter) -> torch.Size:
+    """ZeRO 3 leaves an empty placeholder where a parameter was, and its shape in ``ds_shape``."""
+    return getattr(parameter, "ds_shape", parameter.shape)

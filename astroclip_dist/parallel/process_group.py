@@ -1,0 +1,53 @@
+"""The ranks of a run: who am I, which device is mine, and the group that connects us."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all of a run."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def join(device: Literal["auto", "cpu", "cuda"], timeout_s: float) -> Ranks:
+    """Join the process group that the launcher describes by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.
+
+    A process that was started alone, without these variables, makes a group of one.
+    """
+    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(chosen)
+    if not dist.is_initialized():
+        alone = "RANK" not in os.environ
+        dist.init_process_group(
+            # CPU tensors (counters, checkpoint plans) travel over gloo beside NCCL.
+            "cpu:gloo,cuda:nccl" if use_cuda else "gloo",
+            timeout=timedelta(seconds=timeout_s),
+            device_id=chosen if use_cuda else None,
+            **({"store": dist.HashStore(), "rank": 0, "world_size": 1} if alone else {}),
+        )
+    return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, chosen)
+
+
+def leave() -> None:
+    """Close the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

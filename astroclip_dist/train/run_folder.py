@@ -1,0 +1,127 @@
+"""The run folder: what a run writes beside its checkpoints, and the rule that one name is one run."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from astroclip_dist import __version__
+from astroclip_dist.config import RunConfig, parse_config
+from astroclip_dist.errors import ConfigError
+from astroclip_dist.store import MissingObjectError, Store
+
+RUN_FILE = "run.yaml"
+EVENTS_FILE = "events.jsonl"
+# What may differ when a run goes on: where it runs and how it is watched, not what it computes.
+_MAY_CHANGE = ("workers", "launcher", "device", "engine", "reading", "checkpoint", "tracking", "health", "length")
+
+
+def register(store: Store, config: RunConfig) -> bool:
+    """Write ``run.yaml`` for a new run, or check that an old one is the same.
+
+    Returns:
+        True when the run existed.
+
+    Raises:
+        ConfigError: the folder holds a run with another configuration; names the first difference.
+    """
+    text = yaml.safe_dump({"config": config.model_dump(mode="json"), "made_with": _versions()}, sort_keys=False)
+    try:
+        store.put(RUN_FILE, text.encode(), create_only=True)
+    except FileExistsError:
+        _refuse_other(store, read_run_config(store), config)
+        return True
+    return False
+
+
+def read_run_config(store: Store) -> RunConfig:
+    """The resolved configuration that a run was started with.
+
+    Raises:
+        ConfigError: no run there.
+    """
+    try:
+        text = store.read(RUN_FILE).decode()
+    except MissingObjectError as error:
+        raise ConfigError("run", store.url, "No run there (no run.yaml): check the URL.") from error
+    values = yaml.safe_load(text)
+    return parse_config(yaml.safe_dump(values["config"]), store.locate(RUN_FILE))
+
+
+def _refuse_other(store: Store, old: RunConfig, new: RunConfig) -> None:
+    before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
+    for key in _MAY_CHANGE:
+        before.pop(key), after.pop(key)
+    differences = [
+        f"{key}: {was!r} -> {now!r}"
+        for (key, was), (_, now) in zip(sorted(flatten(before).items()), sorted(flatten(after).items()), strict=False)
+        if was != now
+    ]
+    if differences:
+        raise ConfigError(
+            "run",
+            store.url,
+            "The folder holds a run with another configuration; choose another run URL, or undo: "
+            + "; ".join(differences[:5]),
+        )
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+class EventLog:
+    """``events.jsonl``: starts, restarts, skips, saves. Written by the first rank only.
+
+    Object storage cannot append: the whole log, which is short, is put again with every event.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        try:
+            self._text = store.read(EVENTS_FILE).decode()
+        except MissingObjectError:
+            self._text = ""
+
+    def write(self, event: str, **details: Any) -> None:
+        """Add one event with the time (UTC) and its details."""
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._text += json.dumps({"time": when, "event": event, **details}) + "\n"
+        self._store.put(EVENTS_FILE, self._text.encode())
+
+
+def read_events(store: Store) -> list[dict[str, Any]]:
+    """All events of a run, oldest first."""
+    return [json.loads(line) for line in store.read(EVENTS_FILE).decode().splitlines()]
+
+
+def _versions() -> dict[str, str]:
+    """What the run was made with: this package and its commit, and the libraries that decide its numbers."""
+    found = {"astroclip-dist": __version__, "python": platform.python_version()}
+    for package in ("torch", "numpy", "deepspeed", "ray", "mlflow", "obstore"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    source = Path(__file__).resolve().parents[2]
+    if (source / ".git").exists():
+        commit = subprocess.run(
+            ["git", "-C", str(source), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+        if commit.returncode == 0:
+            found["commit"] = commit.stdout.strip()
+    return found
