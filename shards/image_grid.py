@@ -18,7 +18,7 @@ def resample_image(
 
     Each new pixel is the average of what it covers, so the flux of a source is kept when values are flux per area of
     the layout's pixel. Legacy Survey cut-outs at any scale are interpolations of the coadd, whose values stay flux per
-    native pixel of 0.262 arcsec: they go in as they are. A cut-out that has the layout's scale is cropped, not averaged.
+    native pixel of 0.262 arcsec: they go in as they are. A cut-out at the layout's scale is cropped, not averaged.
 
     Args:
         surface_brightness: (bands, height, width), flux per area of one pixel of the layout.

@@ -1,7 +1,7 @@
 """DESI coadds (``coadd-*.fits``: arms B, R, Z of each target) with redshifts from redrock tables.
 
-Format: https://desidatamodel.readthedocs.io, ``coadd-SURVEY-PROGRAM-HEALPIX.fits`` and ``redrock-*.fits``. The three arms
-share DESI's wavelength grid, so coadding them onto it interpolates nothing; in the overlaps they are averaged.
+Format: https://desidatamodel.readthedocs.io, ``coadd-SURVEY-PROGRAM-HEALPIX.fits`` and ``redrock-*.fits``. The three
+arms share DESI's wavelength grid, so coadding them onto it interpolates nothing; in the overlaps they are averaged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from shards.sources.fits_file import hdu_data, open_fits, table_column
 from shards.spectra_grid import Arm, coadd
 
 _ARMS = ("B", "R", "Z")
-# Metadata and the FIBERMAP columns they come from: those every file has, and those that targets from other catalogues lack.
+# Metadata and their FIBERMAP columns: those every file has, and those that targets from other catalogues lack.
 _REQUIRED = {"ra": "TARGET_RA", "dec": "TARGET_DEC", "ebv": "EBV"}
 _OPTIONAL = {
     "release": "RELEASE",
@@ -121,7 +121,7 @@ class DesiCoadd:
                 )
             metadata: dict[str, Any] = {"targetid": target}
             metadata |= _scalars(fibermap, path, "FIBERMAP", _REQUIRED, place)
-            present = {field: column for field, column in _OPTIONAL.items() if column in fibermap.dtype.names}
+            present = {field: column for field, column in _OPTIONAL.items() if column in (fibermap.dtype.names or ())}
             metadata |= _scalars(fibermap, path, "FIBERMAP", present, place)
             if self._redrock:
                 if target not in self._redshifts:
@@ -133,7 +133,8 @@ class DesiCoadd:
 
 
 def _good_rows(fibermap: np.ndarray, path: Path) -> np.ndarray:
-    if "COADD_FIBERSTATUS" not in fibermap.dtype.names and "FIBERSTATUS" in fibermap.dtype.names:
+    names = fibermap.dtype.names or ()
+    if "COADD_FIBERSTATUS" not in names and "FIBERSTATUS" in names:
         raise DataError(f"{path} HDU FIBERMAP", "single exposures, not a coadd", "Give the coadd-*.fits file instead.")
     status = table_column(fibermap, path, "FIBERMAP", "COADD_FIBERSTATUS")
     kind = np.char.strip(table_column(fibermap, path, "FIBERMAP", "OBJTYPE"))

@@ -28,8 +28,8 @@ _ZEROS_ALLOWED = 0.001
 class LegacyFits:
     """The source ``legacy-fits``: one sample a file, an image without spectrum.
 
-    Values of a cut-out at any pixel scale are flux per native pixel of 0.262 arcsec (the cut-out service interpolates the
-    coadd), so they are averaged onto the layout's pixels without a factor; a cut-out at 0.262 arcsec is cropped.
+    Values of a cut-out at any pixel scale are flux per native pixel of 0.262 arcsec (the cut-out service interpolates
+    the coadd), so they are averaged onto the layout's pixels without a factor; a cut-out at 0.262 arcsec is cropped.
 
     Args:
         files: cut-outs, read in this order; the file's name without suffix becomes the key.
