@@ -27,6 +27,7 @@ class RealObjectStore:
 
     Attributes:
         endpoint: URL of the S3 interface.
+        pid: the server's process.
         admin, trainer, reader: the AWS_* variables of each identity (endpoint, region, key, secret); the trainer
             reads, writes and lists, the reader only reads and lists, only the admin creates buckets.
         environment: the trainer's.
@@ -35,7 +36,6 @@ class RealObjectStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.restart()
-        self.endpoint: str = json.loads((folder / "object-store.json").read_text())["endpoint"]
         self.admin, self.trainer, self.reader = (self._identity(name) for name in ("admin", "trainer", "reader"))
         self.environment = self.trainer
 
@@ -53,7 +53,8 @@ class RealObjectStore:
 
     def restart(self) -> None:
         """Start (again) with the same data, identities and endpoint."""
-        run_ops("object_store.py", "start", self.folder)
+        self.endpoint = run_ops("object_store.py", "start", self.folder)
+        self.pid: int = json.loads((self.folder / "object-store.json").read_text())["pid"]
 
 
 class RealMlflowServer:
@@ -61,6 +62,7 @@ class RealMlflowServer:
 
     Attributes:
         uri: what clients take as tracking URI.
+        pid: the server's process; its workers are its children.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -74,6 +76,7 @@ class RealMlflowServer:
     def restart(self) -> None:
         """Start (again) with the same database and URI."""
         self.uri = run_ops("mlflow_server.py", "start", self.folder)
+        self.pid: int = json.loads((self.folder / "mlflow.json").read_text())["pid"]
 
 
 @pytest.fixture(scope="session")

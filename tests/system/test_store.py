@@ -204,7 +204,7 @@ def test_unreachable_endpoint_is_named_quickly(
 def test_a_server_that_hangs_is_named_within_the_deadline(object_store: RealObjectStore, trainer_url: str) -> None:
     store = Store(trainer_url, deadline_s=4)
     store.put("x", b"1")
-    process = _server_process(object_store)
+    process = psutil.Process(object_store.pid)
     process.send_signal(signal.SIGSTOP)
     try:
         began = time.monotonic()
@@ -226,16 +226,6 @@ def test_reads_wait_for_a_server_that_comes_back(object_store: RealObjectStore, 
         assert not reading.done()
         object_store.restart()
         assert reading.result(timeout=60) == b"still here"
-
-
-def _server_process(object_store: RealObjectStore) -> psutil.Process:
-    port = int(object_store.endpoint.rsplit(":", 1)[1])
-    (process,) = (
-        psutil.Process(connection.pid)
-        for connection in psutil.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
-    )
-    return process
 
 
 # --- the file system alone

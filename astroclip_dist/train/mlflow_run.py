@@ -1,0 +1,135 @@
+"""One run on an MLflow server: found or created, and sent records such that sending them twice changes nothing.
+
+A record is a small dict, ready for JSON: ``kind`` (metric, param, tag, artifact), ``key``, ``value``; a metric has
+``step`` and ``timestamp`` (ms) too; an artifact's value is its content in base64.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from astroclip_dist.store import Store
+
+TRACKING_NAME = "tracking.json"
+# MLflow's own limits of one request and of one value.
+METRICS_A_REQUEST, OTHERS_A_REQUEST, PARAM_LENGTH, TAG_LENGTH = 1000, 100, 6000, 8000
+ENDED = ("FINISHED", "FAILED", "KILLED")
+
+Record = dict[str, Any]
+T = TypeVar("T")
+
+
+class MlflowRun:
+    """The MLflow run of a run folder; every call may raise MlflowException.
+
+    Attributes:
+        run_id: MLflow's.
+    """
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self.run_id = run_id
+        self._client = client
+        run = client.get_run(run_id)
+        client.update_run(run_id, status="RUNNING")
+        self._params: dict[str, str] = dict(run.data.params)
+        # The latest step of each metric; no public accessor has it short of reading every metric's whole history.
+        self._last_step: dict[str, int] = {metric.key: metric.step for metric in run.data._metric_objs}
+
+    @classmethod
+    def connect(cls, store: Store, tracking_uri: str, experiment: str, run_name: str) -> MlflowRun:
+        """The run that ``tracking.json`` names; of all processes that ever get here, exactly one creates it."""
+        client = MlflowClient(tracking_uri)
+        if not store.exists(TRACKING_NAME):
+            run = client.create_run(_experiment_id(client, tracking_uri, experiment), run_name=run_name)
+            identity = {
+                "run_id": run.info.run_id,
+                "experiment": experiment,
+                "tracking_uri": mask(tracking_uri),
+                "began_ms": run.info.start_time,
+            }
+            try:
+                store.put(TRACKING_NAME, json.dumps(identity).encode(), create_only=True)
+            except FileExistsError:
+                client.delete_run(run.info.run_id)
+        return cls(client, json.loads(store.read(TRACKING_NAME))["run_id"])
+
+    def send(self, records: Sequence[Record]) -> None:
+        """Send records in order of kind.
+
+        A metric's steps only grow: what a restarted process computes again, or an interrupted one left in the spool
+        after it was sent, is left out. A parameter keeps its first value; a later one becomes the tag ``resumed.KEY``.
+        """
+        metrics = [
+            Metric(record["key"], record["value"], record["timestamp"], record["step"])
+            for record in records
+            if record["kind"] == "metric" and record["step"] > self._last_step.get(record["key"], -1)
+        ]
+        params = {record["key"]: record["value"] for record in records if record["kind"] == "param"}
+        new = {key: value for key, value in params.items() if key not in self._params}
+        tags = {f"resumed.{key}": value for key, value in params.items() if self._params.get(key, value) != value}
+        tags |= {record["key"]: record["value"] for record in records if record["kind"] == "tag"}
+        for some in _batches(metrics, METRICS_A_REQUEST):
+            self._client.log_batch(self.run_id, metrics=some)
+        self._last_step |= {metric.key: metric.step for metric in metrics}
+        for items in _batches(list(new.items()), OTHERS_A_REQUEST):
+            self._client.log_batch(self.run_id, params=[Param(key, value) for key, value in items])
+        self._params |= new
+        for items in _batches(list(tags.items()), OTHERS_A_REQUEST):
+            self._client.log_batch(self.run_id, tags=[RunTag(key, value[:TAG_LENGTH]) for key, value in items])
+        for record in records:
+            if record["kind"] == "artifact":
+                self._send_artifact(record["key"], base64.b64decode(record["value"]))
+
+    def end(self, status: str) -> None:
+        """Set FINISHED, FAILED, KILLED (with the end time), or SCHEDULED for a run that waits to be taken up again."""
+        if status in ENDED:
+            self._client.set_terminated(self.run_id, status, end_time=now_ms())
+        else:
+            self._client.update_run(self.run_id, status=status)
+
+    def _send_artifact(self, name: str, content: bytes) -> None:
+        folder, _, base = name.rpartition("/")
+        with tempfile.TemporaryDirectory() as aside:
+            path = Path(aside, base)
+            path.write_bytes(content)
+            self._client.log_artifact(self.run_id, str(path), folder or None)
+
+
+def _experiment_id(client: MlflowClient, tracking_uri: str, name: str) -> str:
+    if found := client.get_experiment_by_name(name):
+        return found.experiment_id
+    # Beside its database: MLflow's default would be a folder wherever the process was started.
+    database = Path(urlsplit(tracking_uri).path[1:]) if tracking_uri.startswith("sqlite:") else None
+    artifacts = None if database is None else (database.resolve().parent / "mlflow-artifacts" / name).as_uri()
+    try:
+        return client.create_experiment(name, artifact_location=artifacts)
+    except MlflowException as error:
+        # Another process was faster.
+        if error.error_code == "RESOURCE_ALREADY_EXISTS" and (found := client.get_experiment_by_name(name)):
+            return found.experiment_id
+        raise
+
+
+def mask(text: str) -> str:
+    """Without the user and password of any URL in it."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _batches(items: list[T], size: int) -> Iterator[list[T]]:
+    return (items[first : first + size] for first in range(0, len(items), size))

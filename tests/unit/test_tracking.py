@@ -1,0 +1,151 @@
+"""The tracker on an SQLite database: one run whatever happens, complete and unambiguous records."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from astroclip_dist.errors import ConfigError
+from astroclip_dist.store import Store
+from astroclip_dist.train import tracking
+from astroclip_dist.train.mlflow_run import mask
+from astroclip_dist.train.tracking import Tracker
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture
+def open_tracker(database: str, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[], Tracker]:
+    def open_it() -> Tracker:
+        return Tracker.open(Store(tmp_path / "run"), database, "unit", request.node.name)
+
+    return open_it
+
+
+def history(database: str, run_id: str | None, key: str) -> list[tuple[int, float]]:
+    assert run_id is not None
+    return sorted((point.step, point.value) for point in MlflowClient(database).get_metric_history(run_id, key))
+
+
+def test_everything_arrives(open_tracker: Callable[[], Tracker], database: str, tmp_path: Path) -> None:
+    (tmp_path / "figure.svg").write_bytes(b"<svg/>")
+    tracker = open_tracker()
+    tracker.log_params({"model": {"width": 64, "layers": [1, 2]}, "note": "x" * 9000, "data": "s3://me:secret@host/x"})
+    tracker.set_tags({"git": "abc", "server": "http://me:secret@host"})
+    tracker.log_metrics(1, {"loss": 2.5, "rate": math.nan})
+    tracker.log_metrics(2, {"loss": 1.5})
+    tracker.log_artifact("run.yaml", b"a: 1")
+    tracker.log_artifact("figures/figure.svg", tmp_path / "figure.svg")
+    assert tracker.close() == 0
+    client = MlflowClient(database)
+    assert tracker.run_id is not None
+    run = client.get_run(tracker.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "test_everything_arrives"
+    assert run.data.params["model.width"] == "64"
+    assert run.data.params["model.layers"] == "[1, 2]"
+    assert run.data.params["note"] == "x" * 6000
+    assert run.data.params["data"] == "s3://***@host/x"
+    assert run.data.tags["git"] == "abc"
+    assert run.data.tags["server"] == "http://***@host"
+    assert history(database, tracker.run_id, "loss") == [(1, 2.5), (2, 1.5)]
+    assert math.isnan(run.data.metrics["rate"])
+    assert Path(client.download_artifacts(run.info.run_id, "run.yaml")).read_bytes() == b"a: 1"
+    assert Path(client.download_artifacts(run.info.run_id, "figures/figure.svg")).read_bytes() == b"<svg/>"
+    # Nothing lies where the process happened to be started.
+    assert not Path("mlruns").exists()
+
+
+def test_a_restart_goes_on_with_the_same_run(open_tracker: Callable[[], Tracker], database: str) -> None:
+    first = open_tracker()
+    first.log_params({"world_size": 2, "seed": 1})
+    for step in (1, 2, 3):
+        first.log_metrics(step, {"loss": 1.0 / step})
+    assert first.close("SCHEDULED") == 0
+    assert first.run_id is not None
+    assert MlflowClient(database).get_run(first.run_id).info.status == "SCHEDULED"
+
+    second = open_tracker()
+    assert second.run_id == first.run_id
+    assert MlflowClient(database).get_run(first.run_id).info.status == "RUNNING"
+    second.log_params({"world_size": 1, "seed": 1})
+    # From the checkpoint of step 2: step 3 is computed again.
+    for step in (3, 4):
+        second.log_metrics(step, {"loss": 1.0 / step})
+    assert second.close("FAILED") == 0
+    run = MlflowClient(database).get_run(first.run_id)
+    assert run.info.status == "FAILED"
+    assert run.data.params["world_size"] == "2"
+    assert run.data.tags["resumed.world_size"] == "1"
+    assert "resumed.seed" not in run.data.tags
+    assert history(database, first.run_id, "loss") == [(1, 1.0), (2, 1 / 2), (3, 1 / 3), (4, 1 / 4)]
+
+
+def test_of_processes_that_start_together_one_creates_the_run(
+    open_tracker: Callable[[], Tracker], database: str
+) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        trackers = list(pool.map(lambda _: open_tracker(), range(3)))
+    for tracker in trackers:
+        tracker.close()
+    assert len({tracker.run_id for tracker in trackers}) == 1
+    client = MlflowClient(database)
+    experiment = client.get_experiment_by_name("unit")
+    assert experiment is not None
+    name = "test_of_processes_that_start_together_one_creates_the_run"
+    alive = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
+    assert [run.info.run_id for run in alive] == [trackers[0].run_id]
+
+
+def test_a_run_that_the_server_does_not_know_is_refused(database: str, tmp_path: Path) -> None:
+    Store(tmp_path).put("tracking.json", json.dumps({"run_id": "0" * 32, "began_ms": 1}).encode())
+    with pytest.raises(ConfigError, match=r"tracking_uri.*not found"):
+        Tracker.open(Store(tmp_path), database, "unit", "x")
+
+
+def test_a_database_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="/proc/nowhere"):
+        Tracker.open(Store(tmp_path), "sqlite:////proc/nowhere/mlflow.db", "unit", "x")
+
+
+def test_something_that_is_no_tracking_uri_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\*\*\*@host") as caught:
+        Tracker.open(Store(tmp_path), "bogus://me:secret@host", "unit", "x")
+    assert "secret" not in str(caught.value)
+
+
+def test_system_metrics_go_on_across_a_restart(
+    open_tracker: Callable[[], Tracker], database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "SYSTEM_INTERVAL_S", 0.5)
+    monkeypatch.setattr(tracking, "SEND_INTERVAL_S", 0.2)
+    lengths = []
+    for _ in range(2):
+        tracker = open_tracker()
+        tracker._thread.join(2.0)
+        assert tracker.close() == 0
+        lengths.append(len(history(database, tracker.run_id, "system/system_memory_usage_megabytes")))
+    assert 0 < lengths[0] < lengths[1]
+    assert tracker.run_id is not None
+    assert "system/cpu_utilization_percentage" in MlflowClient(database).get_run(tracker.run_id).data.metrics
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://me:pw@host:5000/x", "http://***@host:5000/x"),
+        ("no url, me@home.org", "no url, me@home.org"),
+        ("at https://tok@a and http://b/@c", "at https://***@a and http://b/@c"),
+    ],
+)
+def test_mask(text: str, shown: str) -> None:
+    assert mask(text) == shown
