@@ -15,6 +15,7 @@ SOURCES = {
     "mock": "shards.mock.survey:MockSurvey",
     "pairs": "shards.sources.pairs:Pairs",
     "desi-coadd": "shards.sources.desi_coadd:DesiCoadd",
+    "desi-high": "shards.sources.desi_high:DesiHigh",
     "legacy-fits": "shards.sources.legacy_fits:LegacyFits",
 }
 

@@ -191,12 +191,16 @@ def _check_members(reader: _HashingReader, manifest: Manifest, index: ShardIndex
                         Fault(tar_name, f"member {header.name} where the index has {key}.{suffix}", key, member)
                     )
                     return faults
-                stream = tar.extractfile(header)
-                content = stream.read() if stream is not None else b""
+                try:
+                    stream = tar.extractfile(header)
+                    content = stream.read() if stream is not None else b""
+                except (tarfile.TarError, OSError) as error:
+                    faults.append(Fault(tar_name, f"the tar ends within it ({error})", key, member))
+                    return faults
                 what = _member_fault(content, header.offset_data, manifest, index, row, member)
                 if what:
                     faults.append(Fault(tar_name, what, key, member))
-    except (tarfile.TarError, EOFError) as error:
+    except tarfile.TarError as error:
         faults.append(Fault(tar_name, f"not readable as a tar ({error})"))
     missing = next(expected, None)
     if missing is not None:

@@ -7,7 +7,6 @@ arms share DESI's wavelength grid, so coadding them onto it interpolates nothing
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +17,8 @@ from astropy.io import fits
 from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.errors import DataError
 from shards.sample import Sample
-from shards.sources.fits_file import hdu_data, open_fits, table_column
+from shards.sources.fits_file import hdu_data, open_fits, row_scalars, table_column
+from shards.sources.redrock import read_redshifts
 from shards.spectra_grid import Arm, coadd
 
 _ARMS = ("B", "R", "Z")
@@ -32,13 +32,6 @@ _OPTIONAL = {
     **{f"flux_{band}": f"FLUX_{band.upper()}" for band in ("g", "r", "z", "w1", "w2")},
     **{f"fiberflux_{band}": f"FIBERFLUX_{band.upper()}" for band in ("g", "r", "z")},
     "exposure_s": "COADD_EXPTIME",
-}
-_REDROCK = {
-    "redshift": "Z",
-    "redshift_error": "ZERR",
-    "zwarn": "ZWARN",
-    "spectype": "SPECTYPE",
-    "deltachi2": "DELTACHI2",
 }
 
 
@@ -61,7 +54,7 @@ class DesiCoadd:
     def __init__(self, files: list[Path], redrock: list[Path]) -> None:
         self._files = files
         self._redrock = redrock
-        self._redshifts = _read_redshifts(redrock)
+        self._redshifts = read_redshifts(redrock)
         self._rows = 0
         self._good: list[np.ndarray] = []
         for path in files:
@@ -120,9 +113,9 @@ class DesiCoadd:
                     "Drop it from the file, or set its fibre status.",
                 )
             metadata: dict[str, Any] = {"targetid": target}
-            metadata |= _scalars(fibermap, path, "FIBERMAP", _REQUIRED, place)
+            metadata |= row_scalars(fibermap, path, "FIBERMAP", _REQUIRED, place)
             present = {field: column for field, column in _OPTIONAL.items() if column in (fibermap.dtype.names or ())}
-            metadata |= _scalars(fibermap, path, "FIBERMAP", present, place)
+            metadata |= row_scalars(fibermap, path, "FIBERMAP", present, place)
             if self._redrock:
                 if target not in self._redshifts:
                     raise DataError(
@@ -150,29 +143,3 @@ def _read_arm(hdus: fits.HDUList, path: Path, arm: str, rows: np.ndarray) -> Arm
                 f"{path} HDU {arm}_{kind}", f"shape {data.shape}", "It is (targets, wavelengths) in a coadd file."
             )
     return Arm(f"arm {arm}", wavelength, flux[rows], np.where(mask[rows] == 0, ivar[rows], 0.0))
-
-
-def _scalars(table: np.ndarray, path: Path, hdu: str, columns: dict[str, str], row: int) -> dict[str, Any]:
-    """The named columns of one row as plain numbers and text; NaN and empty text are absent."""
-    values = {
-        field: table_column(table[row : row + 1], path, hdu, column)[0].item() for field, column in columns.items()
-    }
-    return {
-        field: value.strip() if isinstance(value, str) else value
-        for field, value in values.items()
-        if value != "" and not (isinstance(value, float) and math.isnan(value))
-    }
-
-
-def _read_redshifts(paths: list[Path]) -> dict[int, dict[str, Any]]:
-    """Redshifts by TARGETID from redrock tables (HDU REDSHIFTS, in older files ZBEST)."""
-    redshifts: dict[int, dict[str, Any]] = {}
-    for path in paths:
-        with open_fits(path) as hdus:
-            name = "ZBEST" if "ZBEST" in hdus else "REDSHIFTS"
-            table = hdu_data(hdus, path, name)
-            for row, target in enumerate(table_column(table, path, name, "TARGETID").tolist()):
-                if target in redshifts:
-                    raise DataError(f"{path} target {target}", "has a redshift already", "Give each table once.")
-                redshifts[target] = _scalars(table, path, name, _REDROCK, row)
-    return redshifts

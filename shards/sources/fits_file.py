@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from astropy.io import fits
@@ -63,3 +65,15 @@ def table_column(table: np.ndarray, path: Path, hdu: str, name: str) -> np.ndarr
         raise DataError(f"{path} HDU {hdu}", f"no column {name}", "The file is of another format.")
     column = np.asarray(table[name])
     return column.astype(column.dtype.newbyteorder("="))
+
+
+def row_scalars(table: np.ndarray, path: Path, hdu: str, columns: dict[str, str], row: int) -> dict[str, Any]:
+    """The named columns of one row as plain numbers and text; NaN and empty text are absent."""
+    values = {
+        field: table_column(table[row : row + 1], path, hdu, column)[0].item() for field, column in columns.items()
+    }
+    return {
+        field: value.strip() if isinstance(value, str) else value
+        for field, value in values.items()
+        if value != "" and not (isinstance(value, float) and math.isnan(value))
+    }

@@ -1,0 +1,108 @@
+"""DESI commissioning spectra as the DESI High project publishes them: one table a file, one column a target.
+
+Format (https://github.com/michaelJwilson/desihigh): WAVELENGTH with the pixels of the three arms sorted together, so
+that those of an overlap come twice, and TARGET<TARGETID> columns with flux in 1e-17 erg/s/cm2/A. No inverse variances.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
+from astroclip_dist.errors import DataError
+from shards.sample import Sample
+from shards.sources.fits_file import hdu_data, open_fits, table_column
+from shards.sources.redrock import read_redshifts
+from shards.spectra_grid import Arm, coadd
+
+_TARGET = re.compile(r"TARGET(\d+)")
+_CATALOGUE = {
+    "ra": "TARGET_RA",
+    "dec": "TARGET_DEC",
+    **{f"flux_{band}": f"FLUX_{band.upper()}" for band in ("g", "r", "z")},
+}
+
+
+class DesiHigh:
+    """The source ``desi-high``: one sample for each target column, with spectrum, without inverse variance or image.
+
+    Args:
+        files: spectra, read in this order.
+        zbest: tables with redshift, position and flux of every target.
+    """
+
+    name = "desi-high"
+    image: ImageLayout | None = None
+    spectrum: SpectrumLayout | None = SpectrumLayout()
+    ivar = False
+
+    def __init__(self, files: list[Path], zbest: list[Path]) -> None:
+        self._files = files
+        self._catalogue = read_redshifts(zbest, _CATALOGUE)
+        self._targets = [_read_targets(path) for path in files]
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("files", metavar="COADD.fits", nargs="+", type=Path)
+        parser.add_argument(
+            "--zbest",
+            metavar="FILE",
+            nargs="+",
+            action="extend",
+            required=True,
+            type=Path,
+            help="tables of the same targets; give this option after OUT, or once for each file",
+        )
+
+    @classmethod
+    def from_arguments(cls, args: argparse.Namespace) -> Self:
+        return cls(args.files, args.zbest)
+
+    def describe(self) -> dict[str, str | int | float | bool | None]:
+        return {
+            "files": len(self._files),
+            "first_file": self._files[0].name,
+            "last_file": self._files[-1].name,
+            "selected": len(self),
+        }
+
+    def __len__(self) -> int:
+        return sum(map(len, self._targets))
+
+    def samples(self) -> Iterator[Sample]:
+        assert self.spectrum is not None
+        for path, targets in zip(self._files, self._targets, strict=True):
+            with open_fits(path) as hdus:
+                table = hdu_data(hdus, path, 1)
+            wavelength, pixel = np.unique(table_column(table, path, "1", "WAVELENGTH").round(3), return_inverse=True)
+            weight = np.bincount(pixel).astype(np.float64)
+            for target in targets:
+                if target not in self._catalogue:
+                    raise DataError(
+                        f"{path} target {target}", "not in the zbest tables", "Give the table of each file."
+                    )
+                column = table_column(table, path, "1", f"TARGET{target}")
+                flux = np.bincount(pixel, column) / weight
+                spectrum, _ = coadd(
+                    [Arm(f"TARGET{target}", wavelength, flux[None], weight[None])], self.spectrum, str(path)
+                )
+                yield Sample(
+                    str(target), spectrum=spectrum[0], metadata={"targetid": target, **self._catalogue[target]}
+                )
+
+
+def _read_targets(path: Path) -> list[int]:
+    with open_fits(path) as hdus:
+        names = hdu_data(hdus, path, 1).dtype.names or ()
+    found = [int(match.group(1)) for match in map(_TARGET.fullmatch, names) if match]
+    if "WAVELENGTH" not in names or not found:
+        raise DataError(
+            f"{path} HDU 1", "no WAVELENGTH and TARGET columns", "Use the source desi-coadd for coadds of the pipeline."
+        )
+    return found
