@@ -1,0 +1,48 @@
+"""Launchers by name: what starts the workers of a run."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from astroclip_dist.config import RunConfig
+from astroclip_dist.data.dataset import Dataset
+from astroclip_dist.data.order import Order
+from astroclip_dist.store import Store
+from astroclip_dist.train.run_folder import register
+
+
+class Launcher(Protocol):
+    """Adapter to one engine that starts processes."""
+
+    def run(self, config: RunConfig) -> int:
+        """Train a registered run to its end, and give the command's exit code."""
+
+
+def launch(config: RunConfig) -> int:
+    """Check what can be checked before anything starts, register the run, and start it.
+
+    Raises:
+        UserError: configuration, data or storage.
+    """
+    dataset = Dataset.open(config.data, ["train"])
+    batch = config.batch
+    Order(
+        dataset.shard_samples,
+        seed=config.seed,
+        lanes=batch.lanes,
+        global_batch=batch.global_size,
+        window_shards=batch.window_shards,
+    )
+    register(Store(config.run), config)
+    return _launcher(config.launcher).run(config)
+
+
+def _launcher(name: str) -> Launcher:
+    # Imported when chosen: Ray costs seconds.
+    if name == "ray":
+        from launchers.ray import RayLauncher
+
+        return RayLauncher()
+    from launchers.local import LocalLauncher
+
+    return LocalLauncher()

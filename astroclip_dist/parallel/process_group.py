@@ -19,6 +19,7 @@ class Ranks:
     world_size: int
     local_rank: int
     device: torch.device
+    made_group: bool
 
     @property
     def is_first(self) -> bool:
@@ -35,7 +36,8 @@ def join(device: Literal["auto", "cpu", "cuda"], timeout_s: float) -> Ranks:
     chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(chosen)
-    if not dist.is_initialized():
+    made_here = not dist.is_initialized()
+    if made_here:
         alone = "RANK" not in os.environ
         dist.init_process_group(
             # CPU tensors (counters, checkpoint plans) travel over gloo beside NCCL.
@@ -44,10 +46,10 @@ def join(device: Literal["auto", "cpu", "cuda"], timeout_s: float) -> Ranks:
             device_id=chosen if use_cuda else None,
             **({"store": dist.HashStore(), "rank": 0, "world_size": 1} if alone else {}),
         )
-    return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, chosen)
+    return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, chosen, made_here)
 
 
-def leave() -> None:
-    """Close the process group."""
-    if dist.is_initialized():
+def leave(ranks: Ranks) -> None:
+    """Close the process group, unless a launcher made it and will close it."""
+    if ranks.made_group:
         dist.destroy_process_group()

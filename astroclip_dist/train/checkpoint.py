@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ class Progress:
     """How far a run is: what a checkpoint's manifest says beside the tensors."""
 
     step: int = 0
-    cursor: Cursor = Cursor()
+    cursor: Cursor = field(default_factory=Cursor)
     skipped_steps: int = 0
 
     def about(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from astroclip_dist.store import MissingObjectError, Store
 RUN_FILE = "run.yaml"
 EVENTS_FILE = "events.jsonl"
 # What may differ when a run goes on: where it runs and how it is watched, not what it computes.
-_MAY_CHANGE = ("workers", "launcher", "device", "engine", "reading", "checkpoint", "tracking", "health", "length")
+_MAY_CHANGE = ("workers", "launcher", "device", "engine", "reading", "checkpoint", "tracking", "health")
 
 
 def register(store: Store, config: RunConfig) -> bool:
@@ -56,13 +56,14 @@ def read_run_config(store: Store) -> RunConfig:
 
 
 def _refuse_other(store: Store, old: RunConfig, new: RunConfig) -> None:
-    before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
-    for key in _MAY_CHANGE:
-        before.pop(key), after.pop(key)
+    before, after = (
+        flatten({key: value for key, value in config.model_dump(mode="json").items() if key not in _MAY_CHANGE})
+        for config in (old, new)
+    )
     differences = [
-        f"{key}: {was!r} -> {now!r}"
-        for (key, was), (_, now) in zip(sorted(flatten(before).items()), sorted(flatten(after).items()), strict=False)
-        if was != now
+        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
     ]
     if differences:
         raise ConfigError(

@@ -1,0 +1,62 @@
+"""The ``astroclip`` command: parses, calls, prints. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from astroclip_dist import __version__
+from astroclip_dist.config import dump_config, load_config
+from astroclip_dist.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return args.run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    from shards.command import add_parser as add_shards
+
+    parser = argparse.ArgumentParser("astroclip", description="Pre-train galaxy foundation models at survey scale.")
+    parser.add_argument("--version", action="version", version=f"astroclip {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_shards(commands)
+    _add_config(commands)
+    _add_train(commands)
+    return parser
+
+
+def _add_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    config = commands.add_parser("config", help="print what a configuration resolves to")
+    show = config.add_subparsers(required=True, metavar="show").add_parser("show", help="print the resolved YAML")
+    _add_configuration(show)
+    show.set_defaults(run=lambda args: print(dump_config(load_config(args.config, args.override)), end="") or 0)
+
+
+def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    train = commands.add_parser("train", help="run a training, or go on with it, from a configuration")
+    _add_configuration(train)
+    train.set_defaults(run=_train)
+
+
+def _add_configuration(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, see configs/")
+    parser.add_argument("override", nargs="*", metavar="key=value", help="values over those of the file")
+
+
+def _train(args: argparse.Namespace) -> int:
+    from launchers import launch
+
+    return launch(load_config(args.config, args.override))

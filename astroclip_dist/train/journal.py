@@ -1,0 +1,128 @@
+"""What the first rank writes down while a run goes on: progress lines, metrics, events."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+from torch import Tensor
+
+from astroclip_dist.config import RunConfig
+from astroclip_dist.parallel.process_group import Ranks
+from astroclip_dist.store import Store, normalize_url
+from astroclip_dist.train.checkpoint import Progress
+from astroclip_dist.train.run_folder import RUN_FILE, EventLog
+from astroclip_dist.train.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+
+class Journal:
+    """Progress, metrics and events of one process of a run; on all ranks but the first it does nothing."""
+
+    def __init__(self, config: RunConfig, store: Store, ranks: Ranks, total_steps: int) -> None:
+        self._config, self._store, self._ranks, self._total_steps = config, store, ranks, total_steps
+        self._began = time.perf_counter()
+        self._first_step = 0
+        self._waited_s = self._took_s = 0.0
+        self._steps = 0
+
+    def __enter__(self) -> Self:
+        if self._ranks.is_first:
+            self._events = EventLog(self._store)
+            uri = self._config.tracking.uri or default_tracking_uri(self._config.run)
+            name = normalize_url(self._config.run).rsplit("/", 1)[-1]
+            self._tracker = Tracker.open(self._store, uri, self._config.tracking.experiment, name)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._ranks.is_first:
+            if error is not None:
+                self._events.write("failed", error=str(error)[:1000])
+            self._tracker.close("FAILED" if error is not None else "FINISHED")
+
+    def started(self, progress: Progress, steps_per_epoch: int) -> None:
+        """A first start, or one that goes on from a checkpoint."""
+        self._first_step = progress.step
+        if self._ranks.is_first:
+            event = "started" if progress.step == 0 else "resumed"
+            self._events.write(event, step=progress.step, world_size=self._ranks.world_size)
+            self._tracker.log_params(self._config.model_dump(mode="json"))
+            self._tracker.log_artifact(RUN_FILE, self._store.read(RUN_FILE))
+            log.info(
+                "%s at step %d of %d (%d an epoch), %d ranks",
+                event,
+                progress.step,
+                self._total_steps,
+                steps_per_epoch,
+                self._ranks.world_size,
+            )
+
+    def step(self, progress: Progress, terms: dict[str, float | Tensor], waited_s: float, took_s: float) -> None:
+        """One step: its terms, how long the loop waited for data, how long it took in all (seconds)."""
+        self._waited_s += waited_s
+        self._took_s += took_s
+        self._steps += 1
+        every = self._config.tracking.log_every
+        if not self._ranks.is_first or (progress.step % every and progress.step != self._total_steps):
+            return
+        values = {name: float(value) for name, value in terms.items()}
+        values["samples_per_second"] = self._steps * self._config.batch.global_size / self._took_s
+        values["data_wait_share"] = self._waited_s / self._took_s
+        values["epoch"] = progress.cursor.epoch
+        values["skipped_steps"] = progress.skipped_steps
+        self._tracker.log_metrics(progress.step, {k: v for k, v in values.items() if math.isfinite(v)})
+        rate = (progress.step - self._first_step) / (time.perf_counter() - self._began)
+        log.info(
+            "step %d/%d  loss %.4f  |grad| %.3g  lr %.2e  %.0f samples/s  data wait %.0f %%  ETA %s",
+            progress.step,
+            self._total_steps,
+            values["loss"],
+            values["gradient_norm"],
+            values["lr"],
+            values["samples_per_second"],
+            100 * values["data_wait_share"],
+            _clock((self._total_steps - progress.step) / rate),
+        )
+        self._waited_s = self._took_s = 0.0
+        self._steps = 0
+
+    def skipped(self, progress: Progress, loss: float, gradient_norm: float, keys: list[str]) -> None:
+        """A step that was not applied; the keys are those of this rank's part of the batch."""
+        if self._ranks.is_first:
+            log.warning("step %d skipped: loss %s, gradient norm %s", progress.step, loss, gradient_norm)
+            self._events.write(
+                "skipped", step=progress.step, loss=str(loss), gradient_norm=str(gradient_norm), keys=keys[:64]
+            )
+
+    def saved(self, checkpoint: str, progress: Progress) -> None:
+        """A complete checkpoint."""
+        if self._ranks.is_first:
+            self._events.write("saved", step=progress.step, checkpoint=checkpoint)
+
+    def finished(self, progress: Progress) -> None:
+        """The end of training."""
+        if self._ranks.is_first:
+            self._events.write("finished", step=progress.step)
+            self._tracker.set_tags({"run_folder": self._store.url})
+
+
+def default_tracking_uri(run: str) -> str:
+    """MLflow's own environment variable; else a SQLite file beside a local run folder, or in the working folder."""
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    url = urlsplit(normalize_url(run))
+    folder = url.path.rsplit("/", 1)[0] if url.scheme == "file" else os.getcwd()  # noqa: PTH109
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

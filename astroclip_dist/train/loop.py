@@ -1,0 +1,151 @@
+"""The training loop: one step from batch to checkpoint, for every objective, engine and launcher."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from astroclip_dist.config import RunConfig
+from astroclip_dist.data.dataset import Dataset
+from astroclip_dist.data.draws import stream_key
+from astroclip_dist.data.order import Order
+from astroclip_dist.data.stream import Stream
+from astroclip_dist.errors import ConfigError, DataError
+from astroclip_dist.objectives import Objective, build_objective
+from astroclip_dist.parallel.engines import Engine, build_engine
+from astroclip_dist.parallel.process_group import Ranks, join, leave
+from astroclip_dist.store import Store
+from astroclip_dist.train.checkpoint import Progress, restore, save
+from astroclip_dist.train.journal import Journal
+from astroclip_dist.train.schedule import WarmupCosine
+from astroclip_dist.train.weights import export_weights
+
+log = logging.getLogger(__name__)
+
+
+def train(config: RunConfig) -> Progress:
+    """Run, or go on with, a training on this rank until its length is reached.
+
+    All ranks call this together, started by a launcher with the variables that ``process_group.join`` reads. The run
+    must be registered in its run folder.
+
+    Raises:
+        UserError: configuration, data or storage; the same on the rank that saw it.
+    """
+    ranks = join(config.device, config.health.collective_timeout)
+    try:
+        return _Training(config, ranks).run()
+    finally:
+        leave(ranks)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """One step: its loss over the global batch, the gradient's norm over all ranks, other terms to log."""
+
+    loss: float
+    gradient_norm: float
+    terms: dict[str, Tensor]
+
+    @property
+    def applied(self) -> bool:
+        return bool(torch.isfinite(torch.tensor([self.loss, self.gradient_norm])).all())
+
+
+class _Training:
+    def __init__(self, config: RunConfig, ranks: Ranks) -> None:
+        if ranks.world_size != config.workers:
+            raise ConfigError("workers", config.workers, f"The launcher started {ranks.world_size} processes.")
+        self.config, self.ranks = config, ranks
+        self.store = Store(config.run)
+        self.dataset = Dataset.open(config.data, ["train"])
+        batch = config.batch
+        self.order = Order(
+            self.dataset.shard_samples,
+            seed=config.seed,
+            lanes=batch.lanes,
+            global_batch=batch.global_size,
+            window_shards=batch.window_shards,
+        )
+        length = (batch.global_size, self.order.steps_per_epoch)
+        self.total_steps = config.length.steps(*length)
+        self.save_every = config.checkpoint.every.steps(*length)
+        warmup = config.optimizer.warmup.steps(*length) if config.optimizer.warmup.amount else 0
+        self.lr = WarmupCosine(config.optimizer.lr, config.optimizer.final_lr, warmup, self.total_steps)
+        self.objective: Objective = build_objective(config, self.dataset, ranks.device)
+        torch.manual_seed(config.seed)
+        self.engine: Engine = build_engine(config, ranks, self.objective.build())
+        self.engine.train()
+
+    def run(self) -> Progress:
+        progress = restore(self.store, self.engine) or Progress()
+        with Journal(self.config, self.store, self.ranks, self.total_steps) as journal:
+            journal.started(progress, self.order.steps_per_epoch)
+            if progress.step < self.total_steps:
+                progress = self._steps(progress, journal)
+            if self.ranks.is_first:
+                export_weights(self.store)
+            journal.finished(progress)
+        return progress
+
+    def _steps(self, progress: Progress, journal: Journal) -> Progress:
+        reading = self.config.reading
+        with Stream(
+            self.dataset,
+            self.order,
+            self.objective.members,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+            cursor=progress.cursor,
+            threads=reading.threads,
+            batches_ahead=reading.batches_ahead,
+        ) as stream:
+            while progress.step < self.total_steps:
+                began = time.perf_counter()
+                batch = next(stream)
+                waited = time.perf_counter() - began
+                lr = self.lr(progress.step)
+                outcome = self._step(self.objective.prepare(batch), progress.step, lr)
+                progress = replace(progress, step=progress.step + 1, cursor=self.order.next(progress.cursor))
+                if not outcome.applied:
+                    progress = replace(progress, skipped_steps=progress.skipped_steps + 1)
+                    journal.skipped(progress, outcome.loss, outcome.gradient_norm, batch.keys)
+                    self._check_skip_budget(progress)
+                journal.step(
+                    progress,
+                    {"loss": outcome.loss, "gradient_norm": outcome.gradient_norm, "lr": lr, **outcome.terms},
+                    waited_s=waited,
+                    took_s=time.perf_counter() - began,
+                )
+                if progress.step % self.save_every == 0 or progress.step == self.total_steps:
+                    journal.saved(save(self.store, self.engine, progress, self.config.checkpoint.keep_last), progress)
+        return progress
+
+    def _step(self, inputs: tuple[Tensor, ...], step: int, lr: float) -> _Outcome:
+        """Forward, backward, agree, apply. Loss and norm are those of all ranks, so all ranks decide alike."""
+        key = stream_key("dropout", self.config.seed, step, self.ranks.rank)
+        terms = self.objective.accumulate(self.engine, inputs, key)
+        loss = terms.pop("loss").clone()
+        dist.all_reduce(loss, dist.ReduceOp.AVG)
+        if not torch.isfinite(loss):
+            self.engine.discard()
+            return _Outcome(loss.item(), torch.nan, terms)
+        norm = self.engine.step(lr)
+        outcome = _Outcome(loss.item(), norm.item(), terms)
+        if outcome.applied:
+            self.objective.after_step(self.engine)
+        return outcome
+
+    def _check_skip_budget(self, progress: Progress) -> None:
+        budget = self.config.health.skipped_steps_budget
+        if progress.skipped_steps > budget:
+            raise DataError(
+                "health.skipped_steps_budget",
+                f"{progress.skipped_steps} steps with a loss or gradient that is not finite; {budget} are allowed",
+                "See events.jsonl in the run folder for their samples; lower optimizer.lr or clean the data.",
+            )

@@ -1,0 +1,64 @@
+"""The worker entry point that every launcher starts, one process a rank.
+
+The local launcher runs ``python -m launchers.worker`` and writes the configuration as one line of JSON to its standard
+input, which it keeps open: when it closes, the launcher is gone and the worker must not go on alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import sys
+import threading
+import traceback
+
+from astroclip_dist.config import RunConfig
+from astroclip_dist.errors import UserError
+
+# A crash that a restart may cure, told apart from an error of the user's (1, 2), which it cannot.
+CRASHED = 70
+
+log = logging.getLogger("astroclip")
+
+
+def work(config: RunConfig) -> None:
+    """Train on this rank. The launcher has set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT."""
+    rank = os.environ["RANK"]
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter(f"%(asctime)s rank {rank}  %(message)s", "%H:%M:%S"))
+    for name in ("astroclip_dist", "astroclip"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO if rank == "0" else logging.WARNING)
+    # Imported here so that the launcher's own process does not pay for it.
+    from astroclip_dist.train.loop import train
+
+    progress = train(config)
+    log.info("done: %s", dataclasses.asdict(progress))
+
+
+def _stop_with_the_launcher() -> None:
+    sys.stdin.read()
+    os._exit(CRASHED)
+
+
+def main() -> int:
+    config = RunConfig.model_validate_json(sys.stdin.readline())
+    threading.Thread(target=_stop_with_the_launcher, daemon=True).start()
+    try:
+        work(config)
+    except UserError as error:
+        log.error("%s", error)
+        return error.exit_code
+    except Exception:
+        log.error("rank %s: %s", os.environ["RANK"], traceback.format_exc())
+        return CRASHED
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    # Not sys.exit: threads of gloo and MLflow may hold up the interpreter's end for minutes.
+    os._exit(code)
