@@ -36,7 +36,7 @@ def build(
         DataError: an input that cannot be used, or a dataset that is there already.
         StorageError: a disk is full, or the storage refuses.
     """
-    description = {"name": source.name, "astroclip_version": astroclip_dist.__version__, **source.describe()}
+    description = {"kind": source.name, "astroclip_version": astroclip_dist.__version__, **source.describe()}
     shown: list[Sample] = []
     count = 0
     with ShardWriter(

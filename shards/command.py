@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from astroclip_dist.data.manifest import SPLITS
-from astroclip_dist.store import normalize_url
-from shards.build import build
-from shards.contact_sheet import GALAXIES_ON_SHEET
-from shards.info import describe, format_summary, summarize, write_contact_sheet
 from shards.source import SOURCES, source_class
-from shards.verify import verify
 from shards.writer import SAMPLES_PER_SHARD, SPLIT_FRACTIONS
+
+# What draws and verifies is imported when it runs: every `astroclip` command builds this parser first.
 
 
 class _SourceParser(argparse.ArgumentParser):
@@ -67,13 +64,17 @@ def add_parser(subparsers: Any) -> None:
     describer = commands.add_parser("info", help="describe a dataset")
     describer.add_argument("dataset", metavar="DATASET", help="folder of the dataset: a path or s3://bucket/prefix")
     describer.add_argument("--contact-sheet", type=Path, metavar="PNG", help="also draw its first galaxies here")
-    describer.add_argument("--galaxies", type=int, default=GALAXIES_ON_SHEET, metavar="N", help="how many to draw")
+    describer.add_argument("--galaxies", type=int, default=12, metavar="N", help="how many to draw (default 12)")
     describer.add_argument("--json", action="store_true", help="print JSON")
     describer.set_defaults(run=run_info)
 
 
 def run_build(args: argparse.Namespace) -> int:
     """Build, and say what is there now."""
+    from astroclip_dist.store import normalize_url
+    from shards.build import build
+    from shards.info import summarize
+
     manifest = build(
         source_class(args.source).from_arguments(args),
         args.out,
@@ -87,6 +88,8 @@ def run_build(args: argparse.Namespace) -> int:
 
 def run_verify(args: argparse.Namespace) -> int:
     """Check every byte; 1 when there is a fault."""
+    from shards.verify import verify
+
     report = verify(args.dataset)
     if args.json:
         print(json.dumps({**dataclasses.asdict(report), "sound": report.sound}))
@@ -100,6 +103,8 @@ def run_verify(args: argparse.Namespace) -> int:
 
 def run_info(args: argparse.Namespace) -> int:
     """Describe a dataset, and draw its contact sheet when asked."""
+    from shards.info import describe, write_contact_sheet
+
     summary = describe(args.dataset)
     if args.contact_sheet is not None:
         write_contact_sheet(args.dataset, args.contact_sheet, args.galaxies)
@@ -108,4 +113,6 @@ def run_info(args: argparse.Namespace) -> int:
 
 
 def _print_summary(summary: dict[str, Any], as_json: bool) -> None:
+    from shards.info import format_summary
+
     print(json.dumps(summary) if as_json else format_summary(summary))
