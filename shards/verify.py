@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import tarfile
 from collections.abc import Sequence
@@ -25,6 +24,8 @@ from shards.writer import SHARD_NAME
 
 _THREADS = 4
 _PIECE_BYTES = 8 << 20
+# tarfile copies what remains of its buffer at every read: a large one costs more than it saves.
+_TAR_BUFFER_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -129,9 +130,8 @@ def _check_shard(store: Store, manifest: Manifest, entry: ShardEntry, sizes: dic
     reader = _HashingReader(store, tar_name, sizes[tar_name])
     if index is not None:
         outcome.faults += _check_members(reader, manifest, index, tar_name)
-    while reader.read(_PIECE_BYTES):
-        pass
-    outcome.bytes = reader.place
+    reader.drain()
+    outcome.bytes = reader.fetched
     if reader.sha256.hexdigest() != entry.sha256:
         outcome.faults.append(Fault(tar_name, "its sha256 is not the manifest's"))
     return outcome
@@ -151,25 +151,33 @@ def _check_index(store: Store, entry: ShardEntry, faults: list[Fault]) -> ShardI
     return None
 
 
-class _HashingReader(io.RawIOBase):
-    """A stored object as a stream, hashed while it is read."""
+class _HashingReader:
+    """A stored object as a stream, fetched in large pieces and hashed on the way."""
 
     def __init__(self, store: Store, name: str, size: int) -> None:
         self._store, self._name, self._size = store, name, size
-        self.place = 0
+        self._piece = memoryview(b"")
+        self.fetched = 0
         self.sha256 = hashlib.sha256()
 
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        stop = min(self._size, self.place + (size if size >= 0 else self._size))
-        if stop == self.place:
-            return b""
-        data = bytes(self._store.read_range(self._name, self.place, stop))
-        self.sha256.update(data)
-        self.place = stop
+    def read(self, size: int) -> bytes:
+        """Some of the next bytes; none at the end."""
+        if not self._piece:
+            self._fetch()
+        data, self._piece = bytes(self._piece[:size]), self._piece[size:]
         return data
+
+    def drain(self) -> None:
+        """Fetch and hash what nobody has read."""
+        while self.fetched < self._size:
+            self._fetch()
+
+    def _fetch(self) -> None:
+        stop = min(self._size, self.fetched + _PIECE_BYTES)
+        if stop > self.fetched:
+            self._piece = self._store.read_range(self._name, self.fetched, stop)
+            self.sha256.update(self._piece)
+            self.fetched = stop
 
 
 def _check_members(reader: _HashingReader, manifest: Manifest, index: ShardIndex, tar_name: str) -> list[Fault]:
@@ -182,7 +190,7 @@ def _check_members(reader: _HashingReader, manifest: Manifest, index: ShardIndex
         if index.members[member].offset[row] >= 0
     )
     try:
-        with tarfile.open(fileobj=reader, mode="r|", bufsize=_PIECE_BYTES) as tar:
+        with tarfile.open(fileobj=reader, mode="r|", bufsize=_TAR_BUFFER_BYTES) as tar:
             for header in tar:
                 row, key, member = next(expected, (-1, "", ""))
                 suffix = "json" if member == "json" else f"{member}.npy"
