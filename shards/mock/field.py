@@ -13,7 +13,7 @@ from shards.mock.population import Galaxy
 _FAINT_LIMIT = 24.3
 _GALAXIES_PER_DEGREE2, _GALAXY_SLOPE = 7.5e4, 0.34
 _STARS_PER_DEGREE2, _STAR_SLOPE = 5.0e3, 0.18
-_BRIGHTEST_STAR = 13.0
+_BRIGHTEST_STAR = 14.0
 _CLEAR_RADIUS = 2.5  # arcsec around the target that stay free: no survey deblends closer pairs well
 
 

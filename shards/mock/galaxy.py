@@ -80,7 +80,7 @@ def make_galaxy(seed: int, index: int, grid: StellarGrid) -> tuple[Sample, Truth
     rng = stream(seed, index, Subject.STRUCTURE)
     structure = draw_structure(galaxy, rng)
     fwhm = draw_fwhm(region, rng)
-    sigma = sky_sigma(draw_depth(region, rng), fwhm)
+    sigma = sky_sigma(draw_depth(region, rng), fwhm, region)
     alone = draw_galaxy_image(structure, fluxes, galaxy.redshift, region, fwhm, rng)
     old_stars = fluxes[: OLD_DISC + 1].sum(axis=0)
     field = draw_field(galaxy, fluxes.sum(axis=0), old_stars, region, stream(seed, index, Subject.FIELD))

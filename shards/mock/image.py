@@ -133,13 +133,15 @@ def draw_depth(region: Region, rng: np.random.Generator) -> np.ndarray:
     return np.array(DEPTH[region]) + rng.normal(0, _DEPTH_SCATTER, 3)
 
 
-def sky_sigma(depth: np.ndarray, fwhm: tuple[float, float, float]) -> np.ndarray:
-    """(3,), nanomaggies: the noise per pixel that gives these depths for a point source in uncorrelated noise.
+def sky_sigma(depth: np.ndarray, fwhm: tuple[float, float, float], region: Region) -> np.ndarray:
+    """(3,), nanomaggies: the noise per pixel with which a fit of a point source reaches these depths at 5 sigma.
 
-    A Gaussian profile fit sees 4 pi s^2 pixels, s = FWHM / 2.355; the survey's Moffat profiles about 1.15 times that.
+    In white noise the fit's error is sigma / sqrt(sum P^2), P the point spread function. The mixing of neighbours makes
+    noise on larger scales, which the fit sees, stronger than between pixels by (1 + 4 m) / sqrt(1 + 4 m^2).
     """
-    pixels = 1.15 * 4 * np.pi * (np.array(fwhm) / 2.355 / PIXEL_SCALE) ** 2
-    return 10 ** (0.4 * (22.5 - depth)) / 5 / np.sqrt(pixels)
+    sharpness = np.array([point_spread(width).sharpness for width in fwhm])
+    mixing = np.array(_NOISE_MIXING[region])
+    return 10 ** (0.4 * (22.5 - depth)) / 5 * np.sqrt(sharpness) * np.sqrt(1 + 4 * mixing**2) / (1 + 4 * mixing)
 
 
 def add_noise(image: np.ndarray, sigma: np.ndarray, region: Region, rng: np.random.Generator) -> np.ndarray:

@@ -56,11 +56,15 @@ def band_flux(wavelength: np.ndarray, flux_density: np.ndarray, region: Region) 
 def component_fluxes(light: ObservedLight, region: Region) -> np.ndarray:
     """(3 components, 3 bands), nanomaggies; the emission lines are in the young disc's."""
     fluxes = band_flux(light.wavelength, light.components, region)
-    grid, weights = _responses(region)
-    for band, row in enumerate(weights):
-        at_lines = np.interp(light.line_wavelength, grid, row, left=0, right=0)
-        fluxes[YOUNG_DISC, band] += (at_lines * light.line_flux).sum()
+    fluxes[YOUNG_DISC] += line_band_flux(light, region).sum(axis=1)
     return fluxes
+
+
+def line_band_flux(light: ObservedLight, region: Region) -> np.ndarray:
+    """(3 bands, lines), nanomaggies that each emission line brings to each band."""
+    grid, weights = _responses(region)
+    at_lines = np.array([np.interp(light.line_wavelength, grid, row, left=0, right=0) for row in weights])
+    return at_lines * light.line_flux
 
 
 def magnitude(flux: np.ndarray) -> np.ndarray:

@@ -37,10 +37,12 @@ class PointSpread:
     Args:
         transform: (GRID, GRID // 2 + 1), Fourier transform on the grid, 1 at the origin.
         fibre: (GRID, GRID), the share of light at each pixel that enters a fibre at the centre.
+        sharpness: sum of the squared pixels of the image of a point of unit flux.
     """
 
     transform: np.ndarray
     fibre: np.ndarray
+    sharpness: float
 
 
 def draw_fwhm(region: Region, rng: np.random.Generator) -> tuple[float, float, float]:
@@ -74,7 +76,8 @@ def point_spread(fwhm: float) -> PointSpread:
     halo = galsim.Moffat(beta=_HALO_BETA, fwhm=_HALO_FWHM)
     profile = (1 - _HALO_SHARE) * core + _HALO_SHARE * halo
     transform = transform_of(profile)
-    return PointSpread(transform, blur(fibre_aperture(), transform))
+    sharpness = float((to_middle(transform) ** 2).sum())
+    return PointSpread(transform, blur(fibre_aperture(), transform), sharpness)
 
 
 @cache

@@ -134,14 +134,16 @@ def _draw_properties(redshift: float, log_mass: float, quiescent: bool, rng: np.
         log_ssfr += abs(rng.normal(0.2, 0.2))  # interaction lifts star formation: Ellison et al. (2013)
 
     # Formation times rise with mass (downsizing: Gallazzi et al. 2005); their wide scatter is ours.
-    bulge_start = cosmic_age * float(np.clip(rng.normal(0.72 + 0.08 * (log_mass - 10.5), 0.18), 0.25, 0.97))
+    bulge_start = cosmic_age * float(np.clip(rng.normal(0.72 + 0.08 * (log_mass - 10.5), 0.18), 0.25, 0.88))
     bulge_history = exponential_burst(bulge_start, rng.uniform(0.2, 0.8))
     if quiescent:  # what little gas is left: the labels' specific rate, half of it being per mass left
         bulge_history = bulge_history * (1 - 5e7 * 10**log_ssfr)
         bulge_history[IN_RATE] += 5e7 * 10**log_ssfr / IN_RATE.sum()
-    disc_start = cosmic_age * float(np.clip(rng.normal(0.60 + 0.06 * (log_mass - 10.5), 0.22), 0.15, 0.95))
+    disc_start = cosmic_age * float(np.clip(rng.normal(0.60 + 0.06 * (log_mass - 10.5), 0.22), 0.15, 0.88))
     # The disc forms all new stars, so its own rate is higher; 0.25 dex: the rate is per mass left, not per mass formed.
     disc_rate = log_ssfr - np.log10(max(1 - bulge_fraction, 0.03)) - 0.25
+    # No steady disc forms faster than 2 / duration: one that does began later.
+    disc_start = max(min(disc_start, 1.5e-9 / 10**disc_rate), 0.5)
     disc_history = delayed(disc_start, delayed_timescale(disc_start, float(disc_rate)))
     if not quiescent and rng.random() < 0.15:
         disc_history = add_burst(disc_history, float(rng.uniform(0.01, 0.08)), float(10 ** rng.uniform(-0.7, 0.2)))
@@ -152,7 +154,7 @@ def _draw_properties(redshift: float, log_mass: float, quiescent: bool, rng: np.
     attenuation = 0.25
     if not quiescent:  # more dust with mass, on inclined sight lines (Battisti et al. 2017), where more stars form
         attenuation = nebular_attenuation(log_mass) * (0.70 + 0.60 * (1 - cos_inclination))
-    attenuation *= 10 ** rng.normal(0, 0.28) * float(
+    attenuation *= 10 ** rng.normal(0, 0.22) * float(
         np.clip(1 + 0.5 * (log_ssfr + 10.2), 0.3, 1.3) if not quiescent else 1
     )
     disc_log_metallicity = float(np.clip(log_metallicity - 0.10, -1.6, 0.6))

@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from shards.mock.desi_noise import NOMINAL_EXPOSURE, RESOLUTION_SIGMA, WAVELENGTH, inverse_variance
 from shards.mock.grid_axes import PIXEL_KM_S
-from shards.mock.photometry import Region, effective_wavelengths
+from shards.mock.photometry import Region, band_flux, effective_wavelengths, line_band_flux
 from shards.mock.sed import YOUNG_DISC, ObservedLight
 
 _LIGHT_SPEED = 299792.458  # km/s
@@ -27,14 +27,37 @@ class FibreSpectrum:
     noiseless: np.ndarray
 
 
-def share_at(wavelength: np.ndarray, shares: np.ndarray, region: Region) -> np.ndarray:
-    """Shares of light known in g, r, z as smooth functions of wavelength.
+def match_bands(light: ObservedLight, band_shares: np.ndarray, region: Region) -> np.ndarray:
+    """Shares at the bands' effective wavelengths whose interpolation gives each component its flux in each band.
+
+    Seeing differs from band to band, so a share that is right at a band's middle is a few per cent off over its width.
 
     Args:
-        shares: (components, 3 bands).
+        band_shares: (3 components, 3 bands), the share of each component's flux that the image has in the fibre.
 
     Returns:
-        (components, wavelengths), linear between the bands' effective wavelengths, constant beyond.
+        (3 components, 3 nodes), for :func:`spectrum_on`; photometry of that spectrum is the image's in the fibre.
+    """
+    nodes = np.array(band_shares)
+    between = share_at(light.wavelength, np.eye(3), region)
+    for component, stars in enumerate(light.components):
+        response = band_flux(light.wavelength, between * stars, region).T
+        if component == YOUNG_DISC:
+            response = response + (line_band_flux(light, region) @ share_at(light.line_wavelength, np.eye(3), region).T)
+        flux = response.sum(axis=1)
+        if flux.min() > 0:
+            nodes[component] = np.linalg.solve(response, band_shares[component] * flux)
+    return nodes
+
+
+def share_at(wavelength: np.ndarray, shares: np.ndarray, region: Region) -> np.ndarray:
+    """Shares of light as functions of wavelength: linear between the bands' effective wavelengths, constant beyond.
+
+    Args:
+        shares: (components, 3), at those wavelengths.
+
+    Returns:
+        (components, wavelengths).
     """
     bands = effective_wavelengths(region)
     return np.array([np.interp(wavelength, bands, row) for row in shares])
@@ -47,7 +70,8 @@ def spectrum_on(
 
     Args:
         wavelength: (n,), angstrom, evenly spaced by about 0.8.
-        shares: (3 components, 3 bands), how much of each component's light is collected; ones for the whole galaxy.
+        shares: (3 components, 3), how much of each component's light is collected at the bands' effective wavelengths;
+            ones for the whole galaxy.
         velocity_dispersion: km/s, of the stars; the gas is taken to move at 0.6 of it.
 
     Returns:
@@ -72,8 +96,13 @@ def spectrum_on(
 def observe_spectrum(
     light: ObservedLight, fibre_share: np.ndarray, region: Region, velocity_dispersion: float, rng: np.random.Generator
 ) -> FibreSpectrum:
-    """One galaxy through a DESI fibre: exposures of one to five nominal ones, nights of different airglow."""
-    noiseless = spectrum_on(WAVELENGTH, light, fibre_share, region, velocity_dispersion)
+    """One galaxy through a DESI fibre: exposures of one to five nominal ones, nights of different airglow.
+
+    Args:
+        fibre_share: (3 components, 3 bands), as the galaxy's image has it.
+        velocity_dispersion: km/s.
+    """
+    noiseless = spectrum_on(WAVELENGTH, light, match_bands(light, fibre_share, region), region, velocity_dispersion)
     exposure = NOMINAL_EXPOSURE * 10 ** rng.uniform(0, 0.7)
     ivar = inverse_variance(noiseless, exposure, airglow=10 ** rng.normal(0, 0.12))
     flux = noiseless + rng.standard_normal(len(noiseless)) / np.sqrt(ivar)
