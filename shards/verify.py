@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import tarfile
 from collections.abc import Sequence
@@ -151,7 +152,7 @@ def _check_index(store: Store, entry: ShardEntry, faults: list[Fault]) -> ShardI
     return None
 
 
-class _HashingReader:
+class _HashingReader(io.RawIOBase):
     """A stored object as a stream, fetched in large pieces and hashed on the way."""
 
     def __init__(self, store: Store, name: str, size: int) -> None:
@@ -160,11 +161,15 @@ class _HashingReader:
         self.fetched = 0
         self.sha256 = hashlib.sha256()
 
-    def read(self, size: int) -> bytes:
-        """Some of the next bytes; none at the end."""
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """Some of the next bytes, at most ``size``; none at the end."""
         if not self._piece:
             self._fetch()
-        data, self._piece = bytes(self._piece[:size]), self._piece[size:]
+        count = len(self._piece) if size < 0 else size
+        data, self._piece = bytes(self._piece[:count]), self._piece[count:]
         return data
 
     def drain(self) -> None:

@@ -19,6 +19,7 @@ from astroclip_dist.errors import ConfigError, DataError, StorageError
 from astroclip_dist.store import Store
 from shards.reading import first_samples
 from shards.sample import Sample
+from shards.seen_keys import SeenKeys
 from shards.writer import ShardWriter
 
 SUFFIXES = ("image.npy", "spectrum.npy", "ivar.npy", "json")
@@ -122,6 +123,14 @@ def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
     assert "manifest.json" in files
     for name in files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+def test_keys_are_remembered_after_they_moved_into_the_sorted_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shards.seen_keys._RECENT", 7)
+    seen = SeenKeys()
+    assert all(seen.add(f"galaxy-{number}") for number in range(100))
+    assert not any(seen.add(f"galaxy-{number}") for number in range(100))
+    assert seen.add("galaxy-100")
 
 
 def with_field(**changes: object) -> Sample:
