@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import tempfile
 import time
@@ -105,6 +106,19 @@ class MlflowRun:
             path = Path(aside, base)
             path.write_bytes(content)
             self._client.log_artifact(self.run_id, str(path), folder or None)
+
+
+def read_history(store: Store, key: str) -> list[tuple[int, float]]:
+    """All (step, value) of a metric of the run whose folder this is, by step; from ``MLFLOW_TRACKING_URI``, or else
+    from where the run was tracked.
+
+    Raises:
+        MissingObjectError: the folder has no tracked run.
+        MlflowException: the server does not answer or has no such run.
+    """
+    identity = json.loads(store.read(TRACKING_NAME))
+    client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or identity["tracking_uri"])
+    return sorted((point.step, point.value) for point in client.get_metric_history(identity["run_id"], key))
 
 
 def _experiment_id(client: MlflowClient, tracking_uri: str, name: str) -> str:
