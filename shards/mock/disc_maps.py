@@ -71,6 +71,10 @@ def make_disc_maps(structure: Structure, pixel_scale: float, max_size: int, rng:
         young += 0.7 * tails
     if structure.companion is not None:
         old, young = _add_companion(old, young, structure, plane)
+    # Fade to the map's edge: tails that end in a straight line would give the map away.
+    edge = np.float32(half * pixel_scale)
+    fade = 0.5 - 0.5 * np.tanh((np.hypot(plane.along, plane.across) - 0.86 * edge) / (0.07 * edge))
+    old, young = old * fade, young * fade
     return DiscMaps(old / old.sum(), young / young.sum(), dust if structure.dust > 0.05 else None, oversampling)
 
 
