@@ -21,7 +21,7 @@ from astroclip_dist.evaluate.figures import COLOURS, STYLE
 QUERIES, NEIGHBOURS = 4, 6
 SHOWN_PIXELS = 96  # the middle of an image, some 25 arcsec
 _BINS = 260
-_OWN = "#1a9850"
+_QUERY, _OWN = "#111827", "#1a9850"
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ def draw_retrieval(table: EmbeddingTable, lookup: SampleLookup, retrieval: Retri
             _draw_galaxy(cells[0], table, lookup, retrieval.query, asked)
             cells[0].set_ylabel(f"{asked}\n→ {among}", rotation=0, ha="right", va="center", fontweight="bold")
             cells[0].set_title(_label("query", redshift[retrieval.query]), fontsize=8, pad=3)
+            _frame(cells[0], _QUERY)
             for cell in cells[1 + len(rows) :]:
                 cell.set_visible(False)
             for cell, row in zip(cells[1:], rows, strict=False):
@@ -81,9 +82,13 @@ def draw_retrieval(table: EmbeddingTable, lookup: SampleLookup, retrieval: Retri
                 cell.set_title(_label("itself" if own else "", redshift[row]), fontsize=8, pad=3, fontweight="normal")
                 if own:
                     cell.title.set_color(_OWN)
-                    for spine in cell.spines.values():
-                        spine.set(visible=True, color=_OWN, linewidth=2.2)
+                    _frame(cell, _OWN)
         return figure
+
+
+def _frame(axes: Axes, colour: str) -> None:
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=colour, linewidth=2.0)
 
 
 def _draw_galaxy(axes: Axes, table: EmbeddingTable, lookup: SampleLookup, row: int, modality: Modality) -> None:
