@@ -18,7 +18,7 @@ _LAYOUT = SpectrumLayout()
 WAVELENGTH = _LAYOUT.start_angstrom + _LAYOUT.step_angstrom * np.arange(_LAYOUT.size)
 # Instrumental resolution as a Gaussian sigma, angstrom: R = 2000 in the blue to 5000 in the red, DESI Coll. (2022).
 RESOLUTION_SIGMA = 0.75
-# Effective exposure of the bright-galaxy survey: Hahn et al. (2023), section 2.
+# Effective exposure of the bright-galaxy survey: Hahn et al. (2023).
 NOMINAL_EXPOSURE = 180.0
 
 _MIRROR_AREA = 8.66e4  # cm2, unobstructed

@@ -21,7 +21,7 @@ from shards.mock.stellar_grids import StellarGrid
 from shards.mock.structure import Structure, draw_structure
 from shards.sample import Sample
 
-# The selection of the cross-matched sample of AstroCLIP (Parker et al. 2024, section 3): mag_z < 20, corrected for the
+# The selection of the cross-matched sample of AstroCLIP (Parker et al. 2024): mag_z < 20, corrected for the
 # Milky Way's dust. The bright limit leaves out what overflows a cut-out.
 FAINT_LIMIT, BRIGHT_LIMIT = 20.0, 14.5
 

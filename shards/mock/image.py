@@ -25,7 +25,7 @@ from shards.mock.sed import BULGE, OLD_DISC, YOUNG_DISC
 from shards.mock.structure import Structure
 
 SIZE = ImageLayout().size
-# 5-sigma point-source depth (AB) in g, r, z of the typical coadd: Dey et al. (2019), table 5 and DR9's description.
+# 5-sigma point-source depth (AB) in g, r, z of the typical coadd: Dey et al. (2019) and DR9's description, rounded.
 DEPTH: dict[Region, tuple[float, float, float]] = {"S": (24.7, 24.1, 23.3), "N": (24.2, 23.7, 23.2)}
 _DEPTH_SCATTER = 0.15  # mag
 # Brightness of the night sky, mag / arcsec2 (g and r dark, z typical): sets the shot noise of bright pixels.

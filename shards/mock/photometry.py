@@ -12,7 +12,7 @@ from shards.mock.sed import YOUNG_DISC, ObservedLight
 
 BANDS = ("g", "r", "z")
 Region = Literal["N", "S"]
-# System throughput with atmosphere, as shipped with speclite: Dey et al. (2019), figure 3.
+# System throughput with atmosphere, as shipped with speclite (cameras: Dey et al. 2019).
 _FILTERS: dict[Region, tuple[str, str, str]] = {
     "S": ("decamDR1-g", "decamDR1-r", "decamDR1-z"),
     "N": ("BASS-g", "BASS-r", "MzLS-z"),

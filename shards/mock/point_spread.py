@@ -14,7 +14,7 @@ from shards.mock.photometry import Region
 PIXEL_SCALE = 0.262  # arcsec
 # Images are convolved on a wider grid than they are kept, so that what wraps around its edges is cut away.
 GRID = 240
-# Median delivered seeing (FWHM, arcsec) in g, r, z: Dey et al. (2019), table 4, and DR9's description.
+# Median delivered seeing (FWHM, arcsec) in g, r, z: Dey et al. (2019) and DR9's description, rounded.
 MEDIAN_FWHM: dict[Region, tuple[float, float, float]] = {"S": (1.29, 1.18, 1.11), "N": (1.61, 1.47, 1.01)}
 _FWHM_SCATTER = 0.09
 _FWHM_STEP = 0.02

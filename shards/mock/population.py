@@ -13,7 +13,7 @@ from shards.mock.star_formation import IN_RATE, add_burst, delayed, delayed_time
 
 Morphology = Literal["elliptical", "lenticular", "spiral", "barred_spiral", "edge_on", "irregular", "merger"]
 
-# Galaxy stellar mass function at z < 0.06: Baldry et al. (2012), section 5; M* and phi* (1/Mpc3/dex-free form), alpha.
+# Galaxy stellar mass function at z < 0.06: double Schechter of Baldry et al. (2012); phi* (1/Mpc3) and alpha.
 _LOG_M_STAR = 10.66
 _SCHECHTER = ((3.96e-3, -0.35), (0.79e-3, -1.47))
 _LOG_MASS_RANGE = (7.8, 12.0)
@@ -62,7 +62,7 @@ class Galaxy:
 
 
 def quiescent_fraction(log_mass: np.ndarray, redshift: np.ndarray) -> np.ndarray:
-    """Peng et al. (2010), eq. 1 and table 2 (mass quenching); the rise of its mass scale with redshift is ours."""
+    """Peng et al. (2010), mass quenching; the rise of its mass scale with redshift is ours."""
     return 1 - np.exp(-(10 ** (0.80 * (log_mass - 10.56 - 0.35 * redshift))))
 
 
@@ -77,7 +77,7 @@ def mass_metallicity(log_mass: float) -> float:
 
 
 def nebular_attenuation(log_mass: float) -> float:
-    """A_V of the ionised gas: A_Halpha of Garn & Best (2010), eq. 3, times 4.05 / 3.33 (Calzetti et al. 2000)."""
+    """A_V of the ionised gas: A_Halpha of Garn & Best (2010) times 4.05 / 3.33 (Calzetti et al. 2000)."""
     x = np.clip(log_mass, 8.5, 11.5) - 10
     return float(np.polyval([-0.09, 0.11, 0.77, 0.91], x) * 4.05 / 3.33)
 

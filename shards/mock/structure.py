@@ -78,12 +78,12 @@ def late_type_radius(log_mass: float, redshift: float) -> float:
 
 
 def early_type_radius(log_mass: float, redshift: float) -> float:
-    """Median half-light radius (kpc): Shen et al. (2003), eq. 17, table 1; evolution van der Wel et al. (2014)."""
+    """Median half-light radius (kpc): Shen et al. (2003), early types; evolution van der Wel et al. (2014)."""
     return float(2.88e-6 * 10 ** (0.56 * log_mass) * (1 + redshift) ** -1.48)
 
 
 def draw_structure(galaxy: Galaxy, rng: np.random.Generator) -> Structure:
-    """The shape of one galaxy; scatter of the sizes about 0.3 in the logarithm: Shen et al. (2003), figure 6."""
+    """The shape of one galaxy; sizes scatter by about 0.3 in the logarithm (Shen et al. 2003)."""
     table = cosmology_table()
     kpc = table.at(table.kpc_per_arcsec, galaxy.redshift)
     kind, mass, bulge_fraction = galaxy.morphology, galaxy.log_mass, galaxy.bulge_fraction

@@ -123,7 +123,7 @@ def test_footprint(catalogue: dict[str, np.ndarray]) -> None:
 
 
 def test_colours_tell_redshift_but_not_all_of_it(catalogue: dict[str, np.ndarray]) -> None:
-    """k-NN on g, r, z in real surveys gives R2 of 0.6 to 0.8: a mock far from that flatters or starves models."""
+    """Photometric redshifts are good, not perfect; properties are harder: a mock must neither flatter nor starve."""
     colours = np.stack(
         [catalogue["mag_g"] - catalogue["mag_r"], catalogue["mag_r"] - catalogue["mag_z"], catalogue["mag_r"]], 1
     )
