@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from scipy.stats import binomtest
+
 from astroclip_dist.evaluate.redshift import MAGNITUDES, RedshiftResult
 from astroclip_dist.evaluate.retrieval import CrossModalRecall
 
@@ -16,7 +18,7 @@ def write_verdict(redshift: RedshiftResult | str, recall: dict[str, CrossModalRe
         first, tenth = (f"{_percent(result.recall[k])} (chance {_percent(result.chance[k])})" for k in (1, 10))
         sentences.append(
             f"Of {result.candidates:,} held-out galaxies, {first} have their own {other} nearest to their {own}, "
-            f"{_times(result.recall[1] / result.chance[1])}; {tenth} have it among the ten nearest."
+            f"{_against_chance(result)}; {tenth} have it among the ten nearest."
         )
     if not recall:
         sentences.append("There are no galaxies with both modalities, so nothing can be said about the alignment.")
@@ -41,7 +43,7 @@ def _redshift_sentences(result: RedshiftResult) -> list[str]:
             continue
         difference, low, high = result.over_magnitudes[name]
         baseline = f"the g, r, z magnitudes alone (R² = {result.quality[MAGNITUDES].r2:.2f})"
-        interval = f"difference {difference:+.2f}, 95 % between {low:+.2f} and {high:+.2f}"
+        interval = f"difference {_signed(difference)}, 95 % between {_signed(low)} and {_signed(high)}"
         if low > 0:
             sentences.append(f"{start}: they beat {baseline}; {interval}.")
         elif high < 0:
@@ -57,5 +59,13 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %" if share >= 0.001 or share == 0 else f"{100 * share:.2g} %"
 
 
-def _times(factor: float) -> str:
+def _against_chance(result: CrossModalRecall) -> str:
+    hits = round(result.recall[1] * result.candidates)
+    if binomtest(hits, result.candidates, result.chance[1], alternative="greater").pvalue > 0.025:
+        return "no more than chance may give"
+    factor = result.recall[1] / result.chance[1]
     return f"{factor:.0f} times chance" if factor >= 10 else f"{factor:.1f} times chance"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")  # noqa: RUF001

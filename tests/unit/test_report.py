@@ -215,4 +215,14 @@ def test_the_verdict_follows_the_numbers(
     recall = CrossModalRecall(1000, {1: 0.001, 10: 0.012}, {1: 0.001, 10: 0.01}, 480.0)
     verdict = write_verdict(result(image, difference), {"image to spectrum": recall}, None)
     assert re.search(said, verdict)
-    assert "1.0 times chance" in verdict
+    assert "no more than chance may give" in verdict
+
+
+@pytest.mark.parametrize(
+    ("hits", "said"), [(3, "no more than chance"), (4, "4.0 times chance"), (50, "50 times chance")]
+)
+def test_the_verdict_knows_luck(hits: int, said: str) -> None:
+    recall = CrossModalRecall(1000, {1: hits / 1000, 10: 0.1}, {1: 0.001, 10: 0.01}, 480.0)
+    verdict = write_verdict("No redshift.", {"image to spectrum": recall}, None)
+    # Of 1000 draws at 1/1000 each, four or more come with probability 0.019, three or more with 0.080.
+    assert said in verdict
