@@ -86,9 +86,10 @@ def _has_gpu(device: str) -> bool:
 
 
 def _local_cluster(workers: int) -> dict[str, Any]:
-    """A Ray of this machine alone, on loopback, without a dashboard."""
+    """A Ray of this machine alone, on loopback. Its dashboard is the service that Ray Train asks who is alive."""
     return {
         "num_cpus": max(workers + 1, os.cpu_count() or 1),
-        "include_dashboard": False,
+        "include_dashboard": True,
+        "dashboard_host": "127.0.0.1",
         "_node_ip_address": "127.0.0.1",
     }

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import traceback
+import warnings
 
 from astroclip_dist.config import RunConfig
 from astroclip_dist.errors import UserError
@@ -31,6 +32,8 @@ def work(config: RunConfig) -> None:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO if rank == "0" else logging.WARNING)
+    # Torch's own modules still call the collectives by names that it has deprecated.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     # Imported here so that the launcher's own process does not pay for it.
     from astroclip_dist.train.loop import train
 

@@ -65,7 +65,8 @@ def random_views(
     else:
         images = centre_crop(images, size)
     if flips_and_quarter_turns:
-        flip = torch.from_numpy(draws[:, 2:] < 0.5).to(images.device, non_blocking=True).view(3, -1, 1, 1, 1)
+        flips = torch.from_numpy(draws[:, 2:] < 0.5).to(images.device, non_blocking=True)
+        flip = flips.T[:, :, None, None, None]
         # The eight symmetries of the square: two flips and the transposition, each with probability one half.
         images = torch.where(flip[0], images.flip(-1), images)
         images = torch.where(flip[1], images.flip(-2), images)

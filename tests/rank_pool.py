@@ -1,0 +1,82 @@
+"""Processes that form a gloo group and run test functions together; started once, used by many tests."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+_ANSWER_S = 120.0
+
+
+class RankPool:
+    """``run(function, *args)`` calls a module-level function on every rank and gives the list of results."""
+
+    def __init__(self, world_size: int) -> None:
+        self._world_size = world_size
+        self._ranks: list[tuple[BaseProcess, Connection]] = []
+
+    def _start(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        context = multiprocessing.get_context("spawn")
+        for rank in range(self._world_size):
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(there, rank, self._world_size, port), daemon=True)
+            process.start()
+            there.close()
+            self._ranks.append((process, here))
+
+    def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """Raises AssertionError with the traceback of the first rank that fails, or that does not answer in time."""
+        if not self._ranks:
+            self._start()
+        for _, pipe in self._ranks:
+            pipe.send((function, args))
+        answers: list[Any] = []
+        for rank, (_, pipe) in enumerate(self._ranks):
+            patience = 5.0 if any(isinstance(answer, AssertionError) for answer in answers) else _ANSWER_S
+            try:
+                answers.append(pipe.recv() if pipe.poll(patience) else AssertionError(f"rank {rank} hangs"))
+            except EOFError:
+                answers.append(AssertionError(f"rank {rank} died"))
+        failures = [str(answer) for answer in answers if isinstance(answer, AssertionError)]
+        if failures:
+            # The others may wait in a collective for ever: the next test gets new processes.
+            self.close()
+            raise AssertionError("\n".join(failures))
+        return answers
+
+    def close(self) -> None:
+        for process, pipe in self._ranks:
+            process.kill()
+            process.join()
+            pipe.close()
+        self._ranks = []
+
+
+def _serve(pipe: Connection, rank: int, world_size: int, port: int) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    while True:
+        function, args = pipe.recv()
+        try:
+            pipe.send(function(*args))
+        except BaseException:
+            pipe.send(AssertionError(f"rank {rank}: {traceback.format_exc()}"))
