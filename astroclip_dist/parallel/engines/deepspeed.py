@@ -12,11 +12,14 @@ import deepspeed
 import deepspeed.ops
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
 )
 from torch import Tensor, nn
 
@@ -69,6 +72,9 @@ class DeepSpeedZero(Engine):
                 "step": torch.zeros((), device=flat.device if ranks.device.type == "cuda" else "cpu"),
                 **{moment: torch.zeros_like(flat) for moment in MOMENTS},
             }
+        if config.zero_stage < 3:
+            # Otherwise its views of the moments exist only after the first step, too late to load into.
+            self._optimizer._lazy_init_hp_params_optimizer_state()
         self._state: dict[str, Tensor] = {}
 
     def forward(self, *inputs: Tensor | None) -> Any:
@@ -114,16 +120,35 @@ class DeepSpeedZero(Engine):
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                 parameter.data.copy_(value.to(parameter.dtype).view(parameter.shape))
             if parameter.requires_grad:
-                safe_set_full_fp32_param(parameter, value)
+                self._set(parameter, value, None)
                 for moment in MOMENTS:
-                    safe_set_full_optimizer_state(parameter, state[f"optimizer.{name}.{moment}"], moment)
+                    self._set(parameter, state[f"optimizer.{name}.{moment}"], moment)
                 step = state[f"optimizer.{name}.step"]
         for base in self._optimizer.optimizer.state.values():
             base["step"].copy_(step)
         self._state = {}
 
+    def _set(self, parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
+        """Set the fp32 weights (moment None) or a moment of a parameter from its full value."""
+        if hasattr(parameter, "ds_tensor"):
+            # ZeRO 3 fails to set full values that do not divide by the ranks; it pads its partitions, and so do we.
+            size = parameter.ds_tensor.numel()
+            padded = F.pad(value.flatten(), (0, size * self.ranks.world_size - value.numel()))
+            mine = padded[self.ranks.rank * size : (self.ranks.rank + 1) * size]
+            if moment is None:
+                safe_set_local_fp32_param(parameter, mine)
+            else:
+                safe_set_local_optimizer_state(parameter, mine, moment)
+        elif moment is None:
+            safe_set_full_fp32_param(parameter, value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, moment)
+
     def _flat_parameters(self) -> list[Tensor]:
-        return [p for group in self._optimizer.optimizer.param_groups for p in group["params"]]
+        """This rank's fp32 partitions. ZeRO 3 lends them to the base optimizer only while it steps."""
+        if hasattr(self._optimizer, "fp32_partitioned_groups_flat"):
+            return self._optimizer.fp32_partitioned_groups_flat
+        return self._optimizer.single_partition_of_fp32_groups
 
 
 def _full_shape(parameter: nn.Parameter) -> torch.Size:
