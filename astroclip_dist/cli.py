@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -24,9 +25,15 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        # The reader has seen enough (astroclip ... | head); Python would complain again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _parser() -> argparse.ArgumentParser:
+    from astroclip_dist.embed.command import add_parser as add_embed
+    from astroclip_dist.evaluate.command import add_parser as add_evaluate
     from shards.command import add_parser as add_shards
 
     parser = argparse.ArgumentParser("astroclip", description="Pre-train galaxy foundation models at survey scale.")
@@ -35,6 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     add_shards(commands)
     _add_config(commands)
     _add_train(commands)
+    add_embed(commands)
+    add_evaluate(commands)
     return parser
 
 
@@ -60,3 +69,7 @@ def _train(args: argparse.Namespace) -> int:
     from launchers import launch
 
     return launch(load_config(args.config, args.override))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,8 +8,8 @@ from typing import TextIO
 import astroclip_dist
 from astroclip_dist.data.manifest import Manifest, Split
 from astroclip_dist.errors import DataError
+from astroclip_dist.progress import with_progress
 from shards.contact_sheet import CONTACT_SHEET_NAME, GALAXIES_ON_SHEET, draw_contact_sheet
-from shards.progress import with_progress
 from shards.sample import Sample
 from shards.source import Source
 from shards.writer import SAMPLES_PER_SHARD, ShardWriter

@@ -18,8 +18,8 @@ from isal import isal_zlib
 from astroclip_dist.data.index import ARRAY_MEMBERS, MEMBERS, ShardIndex, decode_index
 from astroclip_dist.data.manifest import Manifest, ShardEntry, key_hash, read_manifest, split_of
 from astroclip_dist.errors import DataError
+from astroclip_dist.progress import with_progress
 from astroclip_dist.store import MissingObjectError, Store
-from shards.progress import with_progress
 from shards.reading import decode_array
 from shards.writer import SHARD_NAME
 

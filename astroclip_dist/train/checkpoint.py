@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch import nn
+from torch import Tensor, nn
 
 from astroclip_dist.data.order import Cursor
 from astroclip_dist.errors import DataError
@@ -99,10 +100,15 @@ def load_weights(checkpoint: Store, module: nn.Module) -> dict[str, Any]:
     Returns:
         The checkpoint's manifest.
     """
-    state = {f"model.{name}": value for name, value in module.state_dict().items()}
-    with torch.no_grad():
-        dcp.load(state, storage_reader=CheckpointReader(checkpoint), no_dist=True)
+    read_tensors(checkpoint, {f"model.{name}": value for name, value in module.state_dict().items()})
     return read_checkpoint_manifest(checkpoint)
+
+
+def read_tensors(checkpoint: Store, into: dict[str, Tensor]) -> None:
+    """Fill tensors from a checkpoint in one process, whatever wrote it."""
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp.load(into, storage_reader=CheckpointReader(checkpoint), no_dist=True)
 
 
 def resolve_checkpoint(url: str) -> tuple[Store, Store]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import safetensors.torch
 import torch
-import torch.distributed.checkpoint as dcp
 
 from astroclip_dist.store import Store
-from astroclip_dist.train.checkpoint import resolve_checkpoint
-from astroclip_dist.train.checkpoint_storage import CheckpointReader, read_checkpoint_manifest
+from astroclip_dist.train.checkpoint import read_tensors, resolve_checkpoint
+from astroclip_dist.train.checkpoint_storage import read_checkpoint_manifest
 from astroclip_dist.train.run_folder import RUN_FILE
 
 WEIGHTS_FILE = "weights/model.safetensors"
@@ -24,7 +23,7 @@ def export_weights(run: Store) -> None:
         for name, tensor in manifest["tensors"].items()
         if name.startswith(_PREFIX)
     }
-    dcp.load(state, storage_reader=CheckpointReader(checkpoint), no_dist=True)
+    read_tensors(checkpoint, state)
     about = {"checkpoint": checkpoint.url.rsplit("/", 1)[-1], "step": str(manifest["step"])}
     weights = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
     run.put("weights/run.yaml", run.read(RUN_FILE))

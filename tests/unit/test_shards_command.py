@@ -16,9 +16,9 @@ from PIL import Image
 from astroclip_dist.cli import main
 from astroclip_dist.data.manifest import Manifest, read_manifest
 from astroclip_dist.errors import DataError
+from astroclip_dist.progress import with_progress
 from astroclip_dist.store import Store
 from shards.build import build
-from shards.progress import with_progress
 from shards.sample import Sample
 from shards.source import SOURCES, source_class
 from tests.unit.test_shards_writer import IMAGE, SPECTRUM, make_sample
