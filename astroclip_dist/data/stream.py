@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from astroclip_dist.data.batch_memory import BatchMemory
 from astroclip_dist.data.dataset import Dataset
 from astroclip_dist.data.manifest import key_hash
 from astroclip_dist.data.order import Cursor, Order, Window
@@ -50,15 +51,21 @@ class Row(NamedTuple):
     row: int
 
 
-def fill(rows: Sequence[Row], dataset: Dataset, members: Sequence[str], pool: ThreadPoolExecutor) -> dict[str, Tensor]:
-    """Read some samples' array members into new tensors, (len(rows), *shape) each."""
-    pin = torch.cuda.is_available()
+def fill(
+    rows: Sequence[Row],
+    dataset: Dataset,
+    members: Sequence[str],
+    pool: ThreadPoolExecutor,
+    memory: BatchMemory | None = None,
+) -> dict[str, Tensor]:
+    """Read some samples' array members into tensors, (len(rows), *shape) each, of new memory unless some is given."""
+    memory = memory or BatchMemory()
     tensors = {}
     tasks: list[Future[None]] = []
     for member in members:
         layout = dataset.layout(member)
         dtype, shape = np.dtype(layout.dtype), tuple(layout.shape)
-        tensor = torch.empty((len(rows), *shape), dtype=getattr(torch, layout.dtype), pin_memory=pin)
+        tensor = memory.tensor((len(rows), *shape), getattr(torch, layout.dtype))
         size = tensor[0].nbytes
         flat = memoryview(tensor.numpy().reshape(-1).view(np.uint8))  # type: ignore[arg-type]
         tensors[member] = tensor
@@ -148,6 +155,7 @@ class Stream:
         lanes = order.lanes // world_size
         self._fetchers = ThreadPoolExecutor(threads, "fetch")
         self._fillers = ThreadPoolExecutor(threads, "fill")
+        self._memory = BatchMemory()
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(batches_ahead)
         self._stopped = threading.Event()
         for member in self.members:
@@ -214,7 +222,7 @@ class Stream:
             rows += lane.take(self.order.samples_per_lane_step)
         keys = [row.piece.index.keys[row.row] for row in rows]
         try:
-            members = fill(rows, self.dataset, self.members, self._fillers)
+            members = fill(rows, self.dataset, self.members, self._fillers, self._memory)
         except DataError as error:
             raise DataError(f"rank {self.rank}, {error.field}", error.value, error.mend) from error
         ids = np.fromiter(map(key_hash, keys), dtype=np.uint64, count=len(keys))
