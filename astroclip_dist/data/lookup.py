@@ -11,7 +11,7 @@ from astroclip_dist.data.dataset import Shard
 from astroclip_dist.data.index import ShardIndex
 from astroclip_dist.data.manifest import ImageLayout, Manifest, SpectrumLayout, read_manifest
 from astroclip_dist.data.order import Piece
-from astroclip_dist.data.reader import load_piece
+from astroclip_dist.data.reader import Slot, load_piece
 from astroclip_dist.errors import DataError
 from astroclip_dist.store import Store
 
@@ -62,7 +62,7 @@ class SampleLookup:
         layout = self.layout(dataset, member)
         array = np.empty(layout.shape, layout.dtype)
         piece = load_piece(place, Piece(0, row, row + 1), [member])
-        piece.read_array(member, row, array.data.cast("B"), array.dtype, array.shape)
+        piece.read_arrays(row, [Slot(member, array.data.cast("B"), array.dtype, array.shape)])
         return array
 
     def layout(self, dataset: int, member: str) -> ImageLayout | SpectrumLayout:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from isal import isal_zlib
@@ -21,6 +21,8 @@ from astroclip_dist.data.index import MemberTable, ShardIndex
 from astroclip_dist.data.order import Piece
 from astroclip_dist.errors import DataError
 
+# What lies between the members of a sample that are read together (tar headers, a member that nobody asked for).
+_SKIPPED = memoryview(bytearray(64 << 10))
 _MEND = "Run `astroclip shards verify` on the dataset; then rebuild it or restore the shard."
 
 
@@ -59,6 +61,20 @@ class _FetchedBytes:
         return done
 
 
+class Slot(NamedTuple):
+    """Where one array member of a sample goes.
+
+    Attributes:
+        into: writable bytes of exactly the array's size.
+        dtype, shape: what the manifest says of the member.
+    """
+
+    member: str
+    into: memoryview
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class LoadedPiece:
     """A piece of a shard, ready to be decoded from."""
@@ -67,32 +83,58 @@ class LoadedPiece:
     index: ShardIndex
     source: _Bytes
 
-    def read_array(self, member: str, row: int, into: memoryview, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-        """Read one array member into a row of a batch.
-
-        Args:
-            into: writable bytes of exactly the array's size.
+    def read_arrays(self, row: int, slots: Sequence[Slot]) -> None:
+        """Read array members of one sample, each into its slot; neighbours in the tar in one read.
 
         Raises:
             DataError: absent, of another shape or dtype, cut short, or with another crc32 than the index says.
         """
-        table = self.index.members[member]
+        headers: list[bytearray] = []
+        run: list[memoryview] = []
+        begin = end = 0
+        for slot in slots:
+            offset, header = self._place(row, slot)
+            headers.append(header)
+            if run and not 0 <= offset - end <= len(_SKIPPED):
+                self._read_run(row, slots, begin, end, run)
+                run = []
+            if run:
+                run.append(_SKIPPED[: offset - end])
+            else:
+                begin = offset
+            run += (memoryview(header), slot.into)
+            end = offset + len(header) + len(slot.into)
+        self._read_run(row, slots, begin, end, run)
+        for slot, header in zip(slots, headers, strict=True):
+            crc32 = isal_zlib.crc32(slot.into, isal_zlib.crc32(header))
+            expected = int(self.index.members[slot.member].crc32[row])
+            if crc32 != expected:
+                raise self._error(slot.member, row, f"crc32 {crc32:08x}, index says {expected:08x}", _MEND)
+            found, wanted = _parse_npy_header(bytes(header)), (slot.dtype, slot.shape)
+            if found != wanted:
+                raise self._error(slot.member, row, f"holds {found}, the manifest says {wanted}", _MEND)
+
+    def _place(self, row: int, slot: Slot) -> tuple[int, bytearray]:
+        """Where a member begins in the tar, and room for its .npy header."""
+        table = self.index.members[slot.member]
         offset, length = int(table.offset[row]), int(table.length[row])
-        header_size = length - len(into)
         if offset < 0:
-            raise self._error(member, row, "absent", "This objective needs it: choose a dataset that has it.")
+            raise self._error(slot.member, row, "absent", "This objective needs it: choose a dataset that has it.")
+        header_size = length - len(slot.into)
         if not 10 <= header_size <= 4096:
-            raise self._error(member, row, f"{length} bytes cannot hold {dtype} {shape}", _MEND)
-        header = bytearray(header_size)
-        got = self.source.read_into(offset, [memoryview(header), into])
-        if got != length:
-            raise self._error(member, row, f"{got} bytes instead of {length}", _MEND)
-        crc32 = isal_zlib.crc32(into, isal_zlib.crc32(header))
-        if crc32 != int(table.crc32[row]):
-            raise self._error(member, row, f"crc32 {crc32:08x}, index says {int(table.crc32[row]):08x}", _MEND)
-        found = _parse_npy_header(bytes(header))
-        if found != (dtype, shape):
-            raise self._error(member, row, f"holds {found}, the manifest says {(dtype, shape)}", _MEND)
+            raise self._error(slot.member, row, f"{length} bytes cannot hold {slot.dtype} {slot.shape}", _MEND)
+        return offset, bytearray(header_size)
+
+    def _read_run(self, row: int, slots: Sequence[Slot], begin: int, end: int, buffers: list[memoryview]) -> None:
+        got = self.source.read_into(begin, buffers)
+        if got == end - begin:
+            return
+        for slot in slots:
+            table = self.index.members[slot.member]
+            offset, length = int(table.offset[row]), int(table.length[row])
+            if begin + got < offset + length <= end:
+                there = max(begin + got - offset, 0)
+                raise self._error(slot.member, row, f"{there} bytes instead of {length}", _MEND)
 
     def read_json(self, row: int) -> bytes:
         """The bytes of ``KEY.json``, checked like an array."""

@@ -23,7 +23,7 @@ from astroclip_dist.data.batch_memory import BatchMemory
 from astroclip_dist.data.dataset import Dataset
 from astroclip_dist.data.manifest import key_hash
 from astroclip_dist.data.order import Cursor, Order, Window
-from astroclip_dist.data.reader import LoadedPiece, load_piece
+from astroclip_dist.data.reader import LoadedPiece, Slot, load_piece
 from astroclip_dist.errors import DataError, StorageError
 
 
@@ -60,31 +60,26 @@ def fill(
 ) -> dict[str, Tensor]:
     """Read some samples' array members into tensors, (len(rows), *shape) each, of new memory unless some is given."""
     memory = memory or BatchMemory()
-    tensors = {}
-    tasks: list[Future[None]] = []
+    tensors: dict[str, Tensor] = {}
+    layouts = []
     for member in members:
         layout = dataset.layout(member)
         dtype, shape = np.dtype(layout.dtype), tuple(layout.shape)
-        tensor = memory.tensor((len(rows), *shape), getattr(torch, layout.dtype))
-        size = tensor[0].nbytes
-        flat = memoryview(tensor.numpy().reshape(-1).view(np.uint8))  # type: ignore[arg-type]
-        tensors[member] = tensor
+        tensors[member] = memory.tensor((len(rows), *shape), getattr(torch, layout.dtype))
+        flat = memoryview(tensors[member].numpy().reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+        layouts.append((member, flat, len(flat) // len(rows), dtype, shape))
 
-        def read(
-            first: int,
-            last: int,
-            member: str = member,
-            flat: memoryview = flat,
-            size: int = size,
-            dtype: np.dtype = dtype,
-            shape: tuple[int, ...] = shape,
-        ) -> None:
-            for at in range(first, last):
-                piece, row = rows[at]
-                piece.read_array(member, row, flat[at * size : (at + 1) * size], dtype, shape)
+    def read(first: int, last: int) -> None:
+        for at in range(first, last):
+            slots = [
+                Slot(member, flat[at * size : (at + 1) * size], dtype, shape)
+                for member, flat, size, dtype, shape in layouts
+            ]
+            rows[at].piece.read_arrays(rows[at].row, slots)
 
-        step = max(1, -(-len(rows) // pool._max_workers))
-        tasks += [pool.submit(read, at, min(at + step, len(rows))) for at in range(0, len(rows), step)]
+    # Several tasks a thread, so that no thread waits long for the others at the end.
+    step = max(1, len(rows) // (4 * pool._max_workers))
+    tasks = [pool.submit(read, at, min(at + step, len(rows))) for at in range(0, len(rows), step)]
     for task in tasks:
         task.result()
     return tensors

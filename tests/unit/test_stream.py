@@ -41,6 +41,18 @@ def test_samples_carry_their_own_content(url: str) -> None:
             assert np.array_equal(batch.members["ivar"][at].numpy(), expected.ivar)
 
 
+@pytest.mark.parametrize("members", [["ivar", "image"], ["image", "ivar"], ["spectrum"]])
+def test_members_are_read_in_any_order_and_choice(url: str, members: list[str]) -> None:
+    dataset = Dataset.open([url], ["train"])
+    order = Order(dataset.shard_samples, seed=3, lanes=LANES, global_batch=GLOBAL_BATCH, window_shards=2)
+    with Stream(dataset, order, members, rank=0, world_size=1, cursor=Cursor()) as stream:
+        batch = next(stream)
+    assert list(batch.members) == members
+    for at, key in enumerate(batch.keys):
+        for member in members:
+            assert np.array_equal(batch.members[member][at].numpy(), getattr(random_sample(key), member))
+
+
 def test_stream_follows_the_order_across_epochs(url: str) -> None:
     dataset = Dataset.open([url], ["train"])
     order = Order(dataset.shard_samples, seed=3, lanes=LANES, global_batch=GLOBAL_BATCH, window_shards=2)
