@@ -4,13 +4,13 @@ With X, Y the (B, D) unit embeddings of all ranks, s the logit scale and S = s X
 
     L = 1 / 2B  Σ_i [lse_j S_ij - S_ii]  +  1 / 2B  Σ_j [lse_i S_ij - S_jj].
 
-Each rank holds n rows of X and of Y. Forward: gather X and Y once; sweep column blocks to get the log-sum-exp of its n
-rows and n columns. Backward: with all 2B log-sum-exps known everywhere (gathered: 2B numbers),
+Each rank holds n rows of X and of Y. Forward: gather X and Y once; sweep square tiles of S to get the log-sum-exp of
+its n rows and n columns. Backward: with all 2B log-sum-exps known everywhere (gathered: 2B numbers),
 
     dL/dS_ij = (exp(S_ij - rows_i) + exp(S_ij - columns_j) - 2 δ_ij) / 2B
 
-can be recomputed block by block for its own rows and its own columns, so each rank gets the complete gradient of its
-own embeddings, and no gradient travels at all. Memory: n x block logits, instead of B x B. See
+can be recomputed tile by tile for its own rows and its own columns, so each rank gets the complete gradient of its own
+embeddings, and no gradient travels at all. Memory: two tiles of logits, instead of B x B. See
 docs/contrastive-loss.md; the loss is that of CLIP (Radford et al. 2021, section 2.3) and AstroCLIP equation 1.
 """
 
@@ -22,7 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-COLUMN_BLOCK = 1024
+# 4 MB of float32: small beside any batch of embeddings, large enough for matrix products at full speed.
+TILE = 1024
 
 
 def contrastive_loss(
@@ -30,7 +31,7 @@ def contrastive_loss(
     spectra: Tensor,
     logit_scale: Tensor,
     group: dist.ProcessGroup | None = None,
-    column_block: int = COLUMN_BLOCK,
+    tile: int = TILE,
 ) -> Tensor:
     """The loss of the global batch.
 
@@ -38,27 +39,27 @@ def contrastive_loss(
         images, spectra: (n, D) unit vectors of this rank's pairs, float32 or float64; n is the same on all ranks.
         logit_scale: s, one element.
         group: the ranks that share the batch (default: all, or this process alone where there is no group).
-        column_block: columns of logits held at once.
+        tile: rows and columns of logits held at once.
 
     Returns:
         This rank's part of the loss, such that the mean over ranks is L, and that gradients averaged over ranks (as
         DDP, FSDP and ZeRO do) are the gradients of L.
     """
-    return _GlobalContrastive.apply(images, spectra, logit_scale, group, column_block)
+    return _GlobalContrastive.apply(images, spectra, logit_scale, group, tile)
 
 
 class _GlobalContrastive(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, images: Tensor, spectra: Tensor, logit_scale: Tensor, group: dist.ProcessGroup | None, block: int
+        ctx: Any, images: Tensor, spectra: Tensor, logit_scale: Tensor, group: dist.ProcessGroup | None, tile: int
     ) -> Tensor:
         images, spectra, scale = images.detach(), spectra.detach(), logit_scale.detach().to(images.dtype)
         all_images, all_spectra = _gather(images, group), _gather(spectra, group)
-        rows = _log_sum_exp(images, all_spectra, scale, block)
-        columns = _log_sum_exp(spectra, all_images, scale, block)
+        rows = _log_sum_exp(images, all_spectra, scale, tile)
+        columns = _log_sum_exp(spectra, all_images, scale, tile)
         matched = scale * (images * spectra).sum(dim=1)
         ctx.save_for_backward(images, spectra, scale, all_images, all_spectra, rows, columns)
-        ctx.group, ctx.block, ctx.scale_dtype = group, block, logit_scale.dtype
+        ctx.group, ctx.tile, ctx.scale_dtype = group, tile, logit_scale.dtype
         return (rows + columns - 2 * matched).sum() / (2 * len(images))
 
     @staticmethod
@@ -68,42 +69,50 @@ class _GlobalContrastive(torch.autograd.Function):
         first = _rank(ctx.group) * len(images)
         # The mean over ranks divides by W: rank-local sums are scaled by W / 2B = 1 / 2n.
         factor = grad_outputs[0] / (2 * len(images))
-        image_grad, scale_grad = _gradient(images, all_spectra, scale, rows, all_columns, first, ctx.block)
-        spectrum_grad, _ = _gradient(spectra, all_images, scale, columns, all_rows, first, ctx.block)
+        image_grad = _gradient(images, all_spectra, scale, rows, all_columns, first, ctx.tile)
+        spectrum_grad = _gradient(spectra, all_images, scale, columns, all_rows, first, ctx.tile)
+        # Σ_ij G_ij x_i · y_j over this rank's rows.
+        scale_grad = torch.dot(image_grad.flatten(), images.flatten())
         return (
-            image_grad * (factor * scale),
-            spectrum_grad * (factor * scale),
+            image_grad.mul_(factor * scale),
+            spectrum_grad.mul_(factor * scale),
             (scale_grad * factor).to(ctx.scale_dtype).reshape(scale.shape),
             None,
             None,
         )
 
 
-def _log_sum_exp(mine: Tensor, others: Tensor, scale: Tensor, block: int) -> Tensor:
-    """(n,) log Σ_j exp(s mine_i · others_j), over blocks of columns."""
-    total = mine.new_full((len(mine),), -torch.inf)
-    for columns in others.split(block):
-        total = torch.logaddexp(total, torch.logsumexp(scale * (mine @ columns.T), dim=1))
-    return total
+def _log_sum_exp(mine: Tensor, others: Tensor, scale: Tensor, tile: int) -> Tensor:
+    """(n,) log Σ_j exp(s mine_i · others_j)."""
+    totals = []
+    for rows in mine.split(tile):
+        total = rows.new_full((len(rows),), -torch.inf)
+        for columns in others.split(tile):
+            total = torch.logaddexp(total, torch.logsumexp((rows @ columns.T).mul_(scale), dim=1))
+        totals.append(total)
+    return torch.cat(totals)
 
 
 def _gradient(
-    mine: Tensor, others: Tensor, scale: Tensor, my_lse: Tensor, other_lse: Tensor, first: int, block: int
-) -> tuple[Tensor, Tensor]:
-    """(n, D) Σ_j G_ij others_j and the scalar Σ_ij G_ij mine_i · others_j, with G = 2B dL/dS, logits recomputed."""
+    mine: Tensor, others: Tensor, scale: Tensor, my_lse: Tensor, other_lse: Tensor, first: int, tile: int
+) -> Tensor:
+    """(n, D) Σ_j G_ij others_j, with G = 2B dL/dS and the logits recomputed.
+
+    Args:
+        first: which of the others is the match of mine's first row.
+    """
     gradient = torch.zeros_like(mine)
-    scale_gradient = mine.new_zeros(())
-    for at, columns in zip(range(0, len(others), block), others.split(block), strict=True):
-        cosine = mine @ columns.T
-        logits = scale * cosine
-        weights = torch.exp(logits - my_lse[:, None]) + torch.exp(logits - other_lse[None, at : at + len(columns)])
-        low, high = max(first, at), min(first + len(mine), at + len(columns))
-        if low < high:
-            matched = torch.arange(low, high, device=mine.device)
-            weights[matched - first, matched - at] -= 2
-        gradient += weights @ columns
-        scale_gradient += (weights * cosine).sum()
-    return gradient, scale_gradient
+    for row, rows in zip(range(0, len(mine), tile), mine.split(tile), strict=True):
+        for column, columns in zip(range(0, len(others), tile), others.split(tile), strict=True):
+            logits = (rows @ columns.T).mul_(scale)
+            by_column = (logits - other_lse[column : column + len(columns)]).exp_()
+            weights = logits.sub_(my_lse[row : row + len(rows), None]).exp_().add_(by_column)
+            begin, end = max(first + row, column), min(first + row + len(rows), column + len(columns))
+            if begin < end:
+                matched = torch.arange(begin, end, device=mine.device)
+                weights[matched - first - row, matched - column] -= 2
+            gradient[row : row + len(rows)].addmm_(weights, columns)
+    return gradient
 
 
 def _rank(group: dist.ProcessGroup | None) -> int:

@@ -35,7 +35,7 @@ def oracle(dtype: torch.dtype) -> tuple[float, Tensor, Tensor]:
     return loss.item(), weights.grad, scale.grad
 
 
-def on_rank(dtype: torch.dtype, block: int, cut_gradient: bool = False) -> tuple[float, Tensor, Tensor]:
+def on_rank(dtype: torch.dtype, tile: int, cut_gradient: bool = False) -> tuple[float, Tensor, Tensor]:
     """Loss and gradients averaged over ranks, as a data-parallel engine averages them."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     images, spectra, weights, scale = parameters(dtype)
@@ -45,7 +45,7 @@ def on_rank(dtype: torch.dtype, block: int, cut_gradient: bool = False) -> tuple
     if cut_gradient:
         loss = without_gradient_through_the_gather(image, spectrum, scale)
     else:
-        loss = contrastive_loss(image, spectrum, scale, column_block=block)
+        loss = contrastive_loss(image, spectrum, scale, tile=tile)
     loss.backward()
     value = loss.detach().clone()
     for tensor in (value, weights.grad, scale.grad):
@@ -67,24 +67,24 @@ def without_gradient_through_the_gather(image: Tensor, spectrum: Tensor, scale: 
     return (by_image + by_spectrum) / 2
 
 
-@pytest.mark.parametrize("block", [1, 5, 1024])
+@pytest.mark.parametrize("tile", [1, 5, 1024])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_one_process(dtype: torch.dtype, tolerance: float, block: int) -> None:
+def test_one_process(dtype: torch.dtype, tolerance: float, tile: int) -> None:
     images, spectra, weights, scale = parameters(dtype)
     image, spectrum = F.normalize(images @ weights[0], dim=1), F.normalize(spectra @ weights[1], dim=1)
-    loss = contrastive_loss(image, spectrum, scale, column_block=block)
+    loss = contrastive_loss(image, spectrum, scale, tile=tile)
     loss.backward()
     compare((loss.item(), weights.grad, scale.grad), oracle(dtype), tolerance)
 
 
-@pytest.mark.parametrize("block", [5, 1024])
+@pytest.mark.parametrize("tile", [5, 1024])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("pool", ["two_ranks", "four_ranks"])
 def test_across_ranks(
-    pool: str, dtype: torch.dtype, tolerance: float, block: int, request: pytest.FixtureRequest
+    pool: str, dtype: torch.dtype, tolerance: float, tile: int, request: pytest.FixtureRequest
 ) -> None:
     ranks: RankPool = request.getfixturevalue(pool)
-    for result in ranks.run(on_rank, dtype, block):
+    for result in ranks.run(on_rank, dtype, tile):
         compare(result, oracle(dtype), tolerance)
 
 
