@@ -4,7 +4,7 @@ With X, Y the (B, D) unit embeddings of all ranks, s the logit scale and S = s X
 
     L = 1 / 2B  Σ_i [lse_j S_ij - S_ii]  +  1 / 2B  Σ_j [lse_i S_ij - S_jj].
 
-Each rank holds n rows of X and of Y. Forward: gather X and Y once; sweep square tiles of S to get the log-sum-exp of
+Each rank holds n rows of X and of Y. Forward: gather X and Y once; sweep tiles of S to get the log-sum-exp of
 its n rows and n columns. Backward: with all 2B log-sum-exps known everywhere (gathered: 2B numbers),
 
     dL/dS_ij = (exp(S_ij - rows_i) + exp(S_ij - columns_j) - 2 δ_ij) / 2B
@@ -22,8 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# 4 MB of float32: small beside any batch of embeddings, large enough for matrix products at full speed.
-TILE = 1024
+# Rows and columns, 2 MB of float32: small beside any batch of embeddings, large enough for fast matrix products.
+TILE = (512, 1024)
 
 
 def contrastive_loss(
@@ -31,7 +31,7 @@ def contrastive_loss(
     spectra: Tensor,
     logit_scale: Tensor,
     group: dist.ProcessGroup | None = None,
-    tile: int = TILE,
+    tile: tuple[int, int] = TILE,
 ) -> Tensor:
     """The loss of the global batch.
 
@@ -51,7 +51,12 @@ def contrastive_loss(
 class _GlobalContrastive(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, images: Tensor, spectra: Tensor, logit_scale: Tensor, group: dist.ProcessGroup | None, tile: int
+        ctx: Any,
+        images: Tensor,
+        spectra: Tensor,
+        logit_scale: Tensor,
+        group: dist.ProcessGroup | None,
+        tile: tuple[int, int],
     ) -> Tensor:
         images, spectra, scale = images.detach(), spectra.detach(), logit_scale.detach().to(images.dtype)
         all_images, all_spectra = _gather(images, group), _gather(spectra, group)
@@ -82,37 +87,52 @@ class _GlobalContrastive(torch.autograd.Function):
         )
 
 
-def _log_sum_exp(mine: Tensor, others: Tensor, scale: Tensor, tile: int) -> Tensor:
+def _log_sum_exp(mine: Tensor, others: Tensor, scale: Tensor, tile: tuple[int, int]) -> Tensor:
     """(n,) log Σ_j exp(s mine_i · others_j)."""
     totals = []
-    for rows in mine.split(tile):
+    for rows in mine.split(tile[0]):
         total = rows.new_full((len(rows),), -torch.inf)
-        for columns in others.split(tile):
+        for columns in others.split(tile[1]):
             total = torch.logaddexp(total, torch.logsumexp((rows @ columns.T).mul_(scale), dim=1))
         totals.append(total)
     return torch.cat(totals)
 
 
 def _gradient(
-    mine: Tensor, others: Tensor, scale: Tensor, my_lse: Tensor, other_lse: Tensor, first: int, tile: int
+    mine: Tensor,
+    others: Tensor,
+    scale: Tensor,
+    my_lse: Tensor,
+    other_lse: Tensor,
+    first: int,
+    tile: tuple[int, int],
 ) -> Tensor:
-    """(n, D) Σ_j G_ij others_j, with G = 2B dL/dS and the logits recomputed.
+    """(n, D) Σ_j G_ij others_j, with G = 2B dL/dS.
 
     Args:
         first: which of the others is the match of mine's first row.
     """
+    height, width = tile
     gradient = torch.zeros_like(mine)
-    for row, rows in zip(range(0, len(mine), tile), mine.split(tile), strict=True):
-        for column, columns in zip(range(0, len(others), tile), others.split(tile), strict=True):
-            logits = (rows @ columns.T).mul_(scale)
-            by_column = (logits - other_lse[column : column + len(columns)]).exp_()
-            weights = logits.sub_(my_lse[row : row + len(rows), None]).exp_().add_(by_column)
-            begin, end = max(first + row, column), min(first + row + len(rows), column + len(columns))
-            if begin < end:
-                matched = torch.arange(begin, end, device=mine.device)
-                weights[matched - first - row, matched - column] -= 2
-            gradient[row : row + len(rows)].addmm_(weights, columns)
+    bands = zip(mine.split(height), my_lse.split(height), gradient.split(height), strict=True)
+    for number, (rows, rows_lse, rows_gradient) in enumerate(bands):
+        diagonal = first + number * height
+        for columns, columns_lse in zip(others.split(width), other_lse.split(width), strict=True):
+            # In one expression, so that a tile's memory is free before the next one's is taken.
+            rows_gradient.addmm_(_weights(rows, columns, scale, rows_lse, columns_lse, diagonal), columns)
+            diagonal -= width
     return gradient
+
+
+def _weights(
+    rows: Tensor, columns: Tensor, scale: Tensor, rows_lse: Tensor, columns_lse: Tensor, diagonal: int
+) -> Tensor:
+    """One tile of G, with its logits recomputed; row i matches column i + diagonal, if the tile has that."""
+    logits = (rows @ columns.T).mul_(scale)
+    by_column = (logits - columns_lse).exp_()
+    weights = logits.sub_(rows_lse[:, None]).exp_().add_(by_column)
+    weights.diagonal(diagonal).sub_(2)
+    return weights
 
 
 def _rank(group: dist.ProcessGroup | None) -> int:
