@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol
 
 from astroclip_dist.config import RunConfig
 from astroclip_dist.data.dataset import Dataset
 from astroclip_dist.data.order import Order
 from astroclip_dist.store import Store
-from astroclip_dist.train.run_folder import register
+from astroclip_dist.train.run_folder import is_finished, register, withdraw
+
+log = logging.getLogger(__name__)
 
 
 class Launcher(Protocol):
@@ -33,8 +36,16 @@ def launch(config: RunConfig) -> int:
         global_batch=batch.global_size,
         window_shards=batch.window_shards,
     )
-    register(Store(config.run), config)
-    return _launcher(config.launcher).run(config)
+    run = Store(config.run)
+    if register(run, config):
+        if is_finished(run):
+            log.info("%s is finished: nothing to do", run.url)
+            return 0
+        return _launcher(config.launcher).run(config)
+    try:
+        return _launcher(config.launcher).run(config)
+    finally:
+        withdraw(run)
 
 
 def _launcher(name: str) -> Launcher:

@@ -13,6 +13,8 @@ import time
 from astroclip_dist.config import RunConfig
 
 _POLL_S = 0.1
+# The others lose their connection to one that failed, and end by themselves with what they know of it.
+_FAREWELL_S = 5.0
 _GRACE_S = 10.0
 log = logging.getLogger(__name__)
 
@@ -43,14 +45,16 @@ class LocalLauncher:
             Exit codes of those that ended by themselves; negative: died of that signal.
         """
         port = _free_port()
-        workers = [self._start(config, rank, port) for rank in range(config.workers)]
+        workers: list[subprocess.Popen[bytes]] = []
         try:
-            while True:
-                codes = [worker.poll() for worker in workers]
-                ended = [code for code in codes if code is not None]
-                if len(ended) == len(workers) or any(ended):
-                    return ended
+            for rank in range(config.workers):
+                workers.append(self._start(config, rank, port))
+            while not any(ended := _ended(workers)) and len(ended) < len(workers):
                 time.sleep(_POLL_S)
+            deadline = time.monotonic() + _FAREWELL_S
+            while len(ended := _ended(workers)) < len(workers) and time.monotonic() < deadline:
+                time.sleep(_POLL_S)
+            return ended
         finally:
             _stop(workers)
 
@@ -65,11 +69,22 @@ class LocalLauncher:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-        worker = subprocess.Popen([sys.executable, "-m", "launchers.worker"], stdin=subprocess.PIPE, env=environment)
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "launchers.worker"],
+            stdin=subprocess.PIPE,
+            env=environment,
+            # Ctrl-C in a terminal reaches the launcher alone, which then stops the workers.
+            start_new_session=True,
+        )
         assert worker.stdin is not None
         worker.stdin.write(config.model_dump_json().encode() + b"\n")
         worker.stdin.flush()
         return worker
+
+
+def _ended(workers: list[subprocess.Popen[bytes]]) -> list[int]:
+    """Exit codes of those that have ended."""
+    return [code for code in (worker.poll() for worker in workers) if code is not None]
 
 
 def _stop(workers: list[subprocess.Popen[bytes]]) -> None:

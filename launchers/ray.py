@@ -8,6 +8,7 @@ import tempfile
 from typing import Any
 
 from astroclip_dist.config import RunConfig
+from astroclip_dist.errors import UserError
 from astroclip_dist.store import normalize_url
 
 log = logging.getLogger(__name__)
@@ -21,6 +22,9 @@ class RayLauncher:
 
         Returns:
             The exit code of the command: 0 or 1.
+
+        Raises:
+            UserError: of a worker; a restart would not mend it.
         """
         for name, value in {
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -31,7 +35,9 @@ class RayLauncher:
         import ray
         import ray.train
         from ray.train.torch import TorchConfig, TorchTrainer
-        from ray.train.v2.api.exceptions import TrainingFailedError
+        from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
+
+        from launchers.ray_callbacks import StopOnUserError
 
         use_gpu = config.device != "cpu" and _has_gpu(config.device)
         started_here = not ray.is_initialized()
@@ -58,10 +64,14 @@ class RayLauncher:
                         # Our checkpoints go to the run folder; Ray keeps only its own bookkeeping here.
                         storage_path=scratch,
                         failure_config=ray.train.FailureConfig(max_failures=config.health.max_restarts),
+                        # Ray annotates this with the callbacks of its older trainer.
+                        callbacks=[StopOnUserError()],  # type: ignore[list-item]
                     ),
                 )
                 trainer.fit()
         except TrainingFailedError as error:
+            if isinstance(error, ControllerError) and isinstance(error.controller_failure, UserError):
+                raise error.controller_failure from error
             log.error("training failed: %s", error)
             return 1
         finally:

@@ -16,6 +16,7 @@ import warnings
 
 from astroclip_dist.config import RunConfig
 from astroclip_dist.errors import UserError
+from astroclip_dist.train.failure import OtherRankError
 
 # A crash that a restart may cure, told apart from an error of the user's (1, 2), which it cannot.
 CRASHED = 70
@@ -54,6 +55,10 @@ def main() -> int:
     except UserError as error:
         log.error("%s", error)
         return error.exit_code
+    except OtherRankError as error:
+        # The rank that failed says it in full; the first rank alone repeats it.
+        log.info("%s", error)
+        return error.cause.exit_code if error.cause else CRASHED
     except Exception:
         log.error("rank %s: %s", os.environ["RANK"], traceback.format_exc())
         return CRASHED

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from astroclip_dist.data.order import Cursor
-from astroclip_dist.errors import DataError
+from astroclip_dist.errors import DataError, UserError
 from astroclip_dist.parallel.engines import Engine
 from astroclip_dist.store import MissingObjectError, Store
 from astroclip_dist.train.checkpoint_storage import (
@@ -21,6 +24,7 @@ from astroclip_dist.train.checkpoint_storage import (
     CheckpointReader,
     CheckpointWriter,
     read_checkpoint_manifest,
+    remove_checkpoint,
 )
 
 FOLDER = "checkpoints"
@@ -57,13 +61,17 @@ def save(run: Store, engine: Engine, progress: Progress, keep_last: int) -> str:
 
     Returns:
         The checkpoint's name in the run folder.
+
+    Raises:
+        StorageError: on all ranks, when one of them cannot write.
     """
     name = checkpoint_name(progress.step)
     about = {**progress.about(), "world_size": engine.ranks.world_size}
-    dcp.save(engine.state(), storage_writer=CheckpointWriter(run.join(name), about))
+    with _errors_of_ranks():
+        dcp.save(engine.state(), storage_writer=CheckpointWriter(run.join(name), about))
     if engine.ranks.is_first:
         run.put(LATEST, json.dumps({"checkpoint": name}).encode())
-        _prune(run, keep_last)
+        _prune(run, name, keep_last)
     return name
 
 
@@ -77,18 +85,20 @@ def restore(run: Store, engine: Engine) -> Progress | None:
 
     Raises:
         DataError: checkpoints exist, and none is whole.
+        StorageError: the storage does not answer; that says nothing about the checkpoint.
     """
     names = complete_checkpoints(run)
     for name in reversed(names):
-        folder = run.join(name)
         try:
-            state = engine.state()
-            dcp.load(state, storage_reader=CheckpointReader(folder))
-        except (DataError, dcp.api.CheckpointException) as error:
-            log.error("%s cannot be used, taking the one before: %s", folder.url, str(error).splitlines()[0])
+            reader = CheckpointReader(run.join(name))
+            with _errors_of_ranks():
+                dcp.load(engine.state(), storage_reader=reader)
+        except DataError as error:
+            if engine.ranks.is_first:
+                log.error("%s cannot be used, taking the one before: %s", run.locate(name), error)
             continue
         engine.loaded()
-        return Progress.read(read_checkpoint_manifest(folder))
+        return Progress.read(reader.manifest)
     if names:
         raise DataError(run.locate(FOLDER), f"{len(names)} checkpoints, none whole", "Restore one or start a new run.")
     return None
@@ -105,8 +115,13 @@ def load_weights(checkpoint: Store, module: nn.Module) -> dict[str, Any]:
 
 
 def read_tensors(checkpoint: Store, into: dict[str, Tensor]) -> None:
-    """Fill tensors from a checkpoint in one process, whatever wrote it."""
-    with torch.no_grad(), warnings.catch_warnings():
+    """Fill tensors from a checkpoint in one process, whatever wrote it.
+
+    Raises:
+        DataError: the checkpoint is damaged.
+        ValueError: it holds a tensor in another shape.
+    """
+    with torch.no_grad(), warnings.catch_warnings(), _errors_of_ranks():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         dcp.load(into, storage_reader=CheckpointReader(checkpoint), no_dist=True)
 
@@ -135,12 +150,24 @@ def complete_checkpoints(run: Store) -> list[str]:
     return sorted(entry.name.removesuffix(ending) for entry in run.list(FOLDER) if entry.name.endswith(ending))
 
 
-def _prune(run: Store, keep_last: int) -> None:
-    """Remove all but the newest complete checkpoints, and what interrupted saves left before them.
+def _prune(run: Store, newest: str, keep_last: int) -> None:
+    """Remove all but the newest complete checkpoints up to ``newest``: older ones, what interrupted saves left, and
+    those after it, which a run that had to go back to an earlier one has abandoned."""
+    kept = [name for name in complete_checkpoints(run) if name <= newest][-keep_last:]
+    folders = {entry.name.rpartition("/")[0] for entry in run.list(FOLDER)} - {FOLDER}
+    path = run.local_path(FOLDER)
+    if path is not None:
+        folders |= {f"{FOLDER}/{entry.name}" for entry in path.iterdir() if entry.is_dir()}
+    for name in sorted(folders.difference(kept)):
+        remove_checkpoint(run.join(name))
 
-    A checkpoint's manifest goes first: one that is half removed must not look complete.
-    """
-    kept = complete_checkpoints(run)[-keep_last:]
-    oldest = kept[0] if kept else ""
-    doomed = [e.name for e in run.list(FOLDER) if e.name != LATEST and e.name.rsplit("/", 1)[0] < oldest]
-    run.delete(sorted(doomed, key=lambda name: not name.endswith(MANIFEST_NAME)))
+
+@contextmanager
+def _errors_of_ranks() -> Iterator[None]:
+    """Torch collects what the ranks raised in one BaseException, which passes every ``except Exception``: raise the
+    first rank's error instead, of all errors one that the user can mend before any other."""
+    try:
+        yield
+    except CheckpointException as collected:
+        errors = [error for error, _ in collected.failures.values()]
+        raise next((error for error in errors if isinstance(error, UserError)), errors[0]) from collected

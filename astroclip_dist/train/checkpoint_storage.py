@@ -3,7 +3,7 @@
 Every rank writes the parts of the state that the planner gave it as one safetensors file, straight to storage. The
 coordinator then writes ``manifest.json`` with the sha256 of every file and the place and crc32 of every part: it is the
 last object of a checkpoint, and a folder without it is none. Reading fetches just the parts that a rank needs, for any
-world size and engine, and checks each. See docs/checkpoints.md.
+world size and engine, and checks each; the manifest carries a sha256 of itself. See docs/checkpoints.md.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import struct
 from typing import Any
 
@@ -59,7 +60,10 @@ class CheckpointWriter(StorageWriter):
         pass
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        pass
+        # A folder with files means a save that was interrupted, or a damaged checkpoint that was trained past again;
+        # no rank writes before the coordinator has given out the plan.
+        if is_coordinator:
+            remove_checkpoint(self._store)
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         return plan
@@ -123,7 +127,7 @@ class CheckpointWriter(StorageWriter):
             "files": sorted(files.values(), key=lambda file: file["name"]),
             "tensors": tensors,
         }
-        self._store.put(MANIFEST_NAME, json.dumps(manifest).encode())
+        self._store.put(MANIFEST_NAME, json.dumps({**manifest, "sha256": _digest(manifest)}).encode())
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -133,20 +137,23 @@ class CheckpointWriter(StorageWriter):
 class CheckpointReader(StorageReader):
     """Reads one checkpoint folder.
 
+    Attributes:
+        manifest: what the checkpoint says of itself.
+
     Raises:
         DataError: when a file is missing, or bytes differ from what was written.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._manifest = read_checkpoint_manifest(store)
+        self.manifest = read_checkpoint_manifest(store)
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         pass
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         tensors, places = {}, {}
-        for name, tensor in self._manifest["tensors"].items():
+        for name, tensor in self.manifest["tensors"].items():
             chunks = [
                 ChunkStorageMetadata(torch.Size(chunk["offsets"]), torch.Size(chunk["sizes"]))
                 for chunk in tensor["chunks"]
@@ -159,6 +166,14 @@ class CheckpointReader(StorageReader):
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         self._places = metadata.storage_data
+        # Storages answer a range beyond an object's end each in their own way: files that were cut are found here.
+        sizes = {entry.name: entry.size for entry in self._store.list()}
+        for file in self.manifest["files"]:
+            if sizes.get(file["name"]) != file["bytes"]:
+                found = (
+                    f"{sizes[file['name']]} bytes instead of {file['bytes']}" if file["name"] in sizes else "missing"
+                )
+                raise DataError(self._store.locate(file["name"]), found, "The checkpoint is damaged.")
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         return plan
@@ -181,10 +196,7 @@ class CheckpointReader(StorageReader):
 
     def _read_chunk(self, name: str, chunk: dict[str, Any], dtype: torch.dtype) -> Tensor:
         where = f"{self._store.locate(chunk['file'])}: {name}"
-        try:
-            data = self._store.read_range(chunk["file"], chunk["at"], chunk["at"] + chunk["bytes"])
-        except MissingObjectError as error:
-            raise DataError(where, "file missing", "The checkpoint is damaged.") from error
+        data = self._store.read_range(chunk["file"], chunk["at"], chunk["at"] + chunk["bytes"])
         if isal_zlib.crc32(data) != chunk["crc32"]:
             raise DataError(where, "crc32 differs from what was written", "The checkpoint is damaged.")
         if not chunk["bytes"]:
@@ -200,7 +212,7 @@ def read_checkpoint_manifest(store: Store) -> dict[str, Any]:
     """What a checkpoint says of itself.
 
     Raises:
-        DataError: no complete checkpoint there, or one of another format.
+        DataError: no complete checkpoint there, a damaged manifest, or one of another format.
     """
     where = store.locate(MANIFEST_NAME)
     try:
@@ -211,7 +223,22 @@ def read_checkpoint_manifest(store: Store) -> dict[str, Any]:
         raise DataError(where, "not JSON", "The checkpoint is damaged.") from error
     if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
         raise DataError(where, "another format", f"This version reads checkpoints of format {FORMAT_VERSION}.")
+    if manifest.pop("sha256", None) != _digest(manifest):
+        raise DataError(where, "sha256 differs from what was written", "The checkpoint is damaged.")
     return manifest
+
+
+def remove_checkpoint(folder: Store) -> None:
+    """Remove a checkpoint's folder: its manifest first, for one that is half removed must not look complete."""
+    folder.delete(sorted((entry.name for entry in folder.list()), key=lambda name: name != MANIFEST_NAME))
+    path = folder.local_path("")
+    if path is not None:
+        # What no listing shows: the folder itself, and the copies aside that killed writes left.
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _part_name(index: MetadataIndex) -> str:

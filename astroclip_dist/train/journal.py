@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from torch import Tensor
 
 from astroclip_dist.config import RunConfig
+from astroclip_dist.data.order import Cursor
 from astroclip_dist.parallel.process_group import Ranks
 from astroclip_dist.store import Store, normalize_url
 from astroclip_dist.train.checkpoint import Progress
@@ -44,9 +45,11 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._ranks.is_first:
-            if error is not None:
-                self._events.write("failed", error=str(error)[:1000])
-            self._tracker.close("FAILED" if error is not None else "FINISHED")
+            try:
+                if error is not None:
+                    self._events.write("failed", error=str(error)[:1000])
+            finally:
+                self._tracker.close("FAILED" if error is not None else "FINISHED")
 
     def started(self, progress: Progress, steps_per_epoch: int) -> None:
         """A first start, or one that goes on from a checkpoint."""
@@ -94,12 +97,28 @@ class Journal:
         self._waited_s = self._took_s = 0.0
         self._steps = 0
 
-    def skipped(self, progress: Progress, loss: float, gradient_norm: float, keys: list[str]) -> None:
-        """A step that was not applied; the keys are those of this rank's part of the batch."""
+    def skipped(
+        self, progress: Progress, batch: Cursor, loss: float, gradient_norm: float, not_finite: list[str]
+    ) -> None:
+        """A step that was not applied, and the samples of its batch whose inputs are not finite: none when the data
+        are good and the training itself diverged."""
         if self._ranks.is_first:
-            log.warning("step %d skipped: loss %s, gradient norm %s", progress.step, loss, gradient_norm)
+            samples = ", ".join(not_finite[:3]) or "none"
+            log.warning(
+                "step %d skipped: loss %s, gradient norm %s; samples that are not finite: %s",
+                progress.step,
+                loss,
+                gradient_norm,
+                samples,
+            )
             self._events.write(
-                "skipped", step=progress.step, loss=str(loss), gradient_norm=str(gradient_norm), keys=keys[:64]
+                "skipped",
+                step=progress.step,
+                epoch=batch.epoch,
+                batch=batch.step,
+                loss=str(loss),
+                gradient_norm=str(gradient_norm),
+                keys=not_finite[:64],
             )
 
     def saved(self, checkpoint: str, progress: Progress) -> None:

@@ -21,6 +21,7 @@ from astroclip_dist.parallel.engines import Engine, build_engine
 from astroclip_dist.parallel.process_group import Ranks, join, leave
 from astroclip_dist.store import Store
 from astroclip_dist.train.checkpoint import Progress, restore, save
+from astroclip_dist.train.failure import failing_together
 from astroclip_dist.train.journal import Journal
 from astroclip_dist.train.schedule import WarmupCosine
 from astroclip_dist.train.weights import export_weights
@@ -35,11 +36,15 @@ def train(config: RunConfig) -> Progress:
     must be registered in its run folder.
 
     Raises:
-        UserError: configuration, data or storage; the same on the rank that saw it.
+        UserError: configuration, data or storage, on the rank that saw it first.
+        OtherRankError: on the other ranks.
     """
     ranks = join(config.device, config.health.collective_timeout)
     try:
-        return _Training(config, ranks).run()
+        # All have joined before any may fail: the first error is to be the one that is shown, not a failed join.
+        dist.barrier()
+        with failing_together(ranks):
+            return _Training(config, ranks).run()
     finally:
         leave(ranks)
 
@@ -84,7 +89,8 @@ class _Training:
 
     def run(self) -> Progress:
         progress = restore(self.store, self.engine) or Progress()
-        with Journal(self.config, self.store, self.ranks, self.total_steps) as journal:
+        # Failing together within the journal, too: it is to write down the first rank's error.
+        with Journal(self.config, self.store, self.ranks, self.total_steps) as journal, failing_together(self.ranks):
             journal.started(progress, self.order.steps_per_epoch)
             if progress.step < self.total_steps:
                 progress = self._steps(progress, journal)
@@ -110,11 +116,13 @@ class _Training:
                 batch = next(stream)
                 waited = time.perf_counter() - began
                 lr = self.lr(progress.step)
-                outcome = self._step(self.objective.prepare(batch), progress.step, lr)
+                inputs = self.objective.prepare(batch)
+                outcome = self._step(inputs, progress.step, lr)
                 progress = replace(progress, step=progress.step + 1, cursor=self.order.next(progress.cursor))
                 if not outcome.applied:
                     progress = replace(progress, skipped_steps=progress.skipped_steps + 1)
-                    journal.skipped(progress, outcome.loss, outcome.gradient_norm, batch.keys)
+                    keys = self._suspects(batch.keys, inputs)
+                    journal.skipped(progress, batch.cursor, outcome.loss, outcome.gradient_norm, keys)
                     self._check_skip_budget(progress)
                 journal.step(
                     progress,
@@ -141,11 +149,19 @@ class _Training:
             self.objective.after_step(self.engine)
         return outcome
 
+    def _suspects(self, keys: list[str], inputs: tuple[Tensor, ...]) -> list[str]:
+        """Samples of the global batch whose inputs are not finite; called by all ranks together."""
+        finite = torch.stack([torch.isfinite(part).flatten(1).all(dim=1) for part in inputs]).all(dim=0)
+        found: list[list[str]] = [[]] * self.ranks.world_size
+        dist.all_gather_object(found, [key for key, good in zip(keys, finite.tolist(), strict=True) if not good])
+        return [key for part in found for key in part]
+
     def _check_skip_budget(self, progress: Progress) -> None:
         budget = self.config.health.skipped_steps_budget
         if progress.skipped_steps > budget:
             raise DataError(
                 "health.skipped_steps_budget",
                 f"{progress.skipped_steps} steps with a loss or gradient that is not finite; {budget} are allowed",
-                "See events.jsonl in the run folder for their samples; lower optimizer.lr or clean the data.",
+                "events.jsonl in the run folder names the samples that are not finite: clean the data; "
+                "where it names none, lower optimizer.lr.",
             )

@@ -19,6 +19,7 @@ from astroclip_dist.store import MissingObjectError, Store
 
 RUN_FILE = "run.yaml"
 EVENTS_FILE = "events.jsonl"
+SPOOL_FOLDER = "tracking"
 # What may differ when a run goes on: where it runs and how it is watched, not what it computes.
 _MAY_CHANGE = ("workers", "launcher", "device", "engine", "reading", "checkpoint", "tracking", "health")
 
@@ -39,6 +40,19 @@ def register(store: Store, config: RunConfig) -> bool:
         _refuse_other(store, read_run_config(store), config)
         return True
     return False
+
+
+def withdraw(store: Store) -> None:
+    """Undo ``register`` for a run that never began, so that its URL can be used with a corrected configuration."""
+    if not store.exists(EVENTS_FILE):
+        store.delete([RUN_FILE])
+
+
+def is_finished(store: Store) -> bool:
+    """Whether a run has reached its end, and MLflow has all its records."""
+    if not store.exists(EVENTS_FILE) or store.list(SPOOL_FOLDER):
+        return False
+    return read_events(store)[-1]["event"] == "finished"
 
 
 def read_run_config(store: Store) -> RunConfig:

@@ -24,8 +24,8 @@ from astroclip_dist.errors import ConfigError, StorageError
 from astroclip_dist.store import Store
 from astroclip_dist.train.machine_metrics import MachineMetrics
 from astroclip_dist.train.mlflow_run import PARAM_LENGTH, TRACKING_NAME, MlflowRun, Record, mask, now_ms
+from astroclip_dist.train.run_folder import SPOOL_FOLDER
 
-SPOOL_FOLDER = "tracking"
 START_DEADLINE_S = 20.0
 SEND_INTERVAL_S = 1.0
 LONGEST_PAUSE_S = 10.0

@@ -24,7 +24,8 @@ def export_weights(run: Store) -> None:
         if name.startswith(_PREFIX)
     }
     read_tensors(checkpoint, state)
-    about = {"checkpoint": checkpoint.url.rsplit("/", 1)[-1], "step": str(manifest["step"])}
+    # One entry: safetensors writes several in random order, and the same weights are to be the same bytes.
+    about = {"checkpoint": checkpoint.url.rsplit("/", 1)[-1]}
     weights = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
     run.put("weights/run.yaml", run.read(RUN_FILE))
     run.put(WEIGHTS_FILE, safetensors.torch.save(weights, metadata=about))
