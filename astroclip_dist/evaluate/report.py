@@ -86,7 +86,7 @@ def evaluate(embeddings_url: str, out_path: Path, run_url: str | None = None) ->
 def _recall(table: EmbeddingTable, held_out: HeldOut) -> dict[str, CrossModalRecall]:
     if set(table.embeddings) != {"image", "spectrum"}:
         return {}
-    pairs = with_all_modalities(table, held_out.queries)
+    pairs = with_all_modalities(table, held_out.partners)
     if len(pairs) < 2:
         return {}
     image, spectrum = table.embeddings["image"][pairs], table.embeddings["spectrum"][pairs]
@@ -106,9 +106,9 @@ def _loss_history(run_url: str | None) -> tuple[list[tuple[int, float]], str | N
 
 
 def _panels(table: EmbeddingTable, held_out: HeldOut) -> tuple[list[Figure], str | None]:
-    candidates = with_all_modalities(table, held_out.queries)
+    candidates = with_all_modalities(table, held_out.partners)
     if len(candidates) < 2:
-        return [], "There are no retrieval panels: fewer than two held-out galaxies have all modalities."
+        return [], "There are no retrieval panels: fewer than two galaxies have all modalities."
     try:
         lookup = SampleLookup(table.manifest.dataset)
         return [

@@ -17,7 +17,7 @@ def write_verdict(redshift: RedshiftResult | str, recall: dict[str, CrossModalRe
         own, other = direction.split(" to ")
         first, tenth = (f"{_percent(result.recall[k])} (chance {_percent(result.chance[k])})" for k in (1, 10))
         sentences.append(
-            f"Of {result.candidates:,} held-out galaxies, {first} have their own {other} nearest to their {own}, "
+            f"Of {result.candidates:,} galaxies, {first} have their own {other} nearest to their {own}, "
             f"{_against_chance(result)}; {tenth} have it among the ten nearest."
         )
     if not recall:
