@@ -164,7 +164,8 @@ def _read(
     members: dict[Modality, Tensor] = {}
     for modality in modalities:
         there = [Row(loaded, row) for row, is_there in zip(rows, present[modality], strict=True) if is_there]
-        members |= fill(there, dataset, [modality], pool) if there else {}
+        if there:
+            members[modality] = fill(there, dataset, [modality], pool)[modality]
     return _Chunk(
         shard,
         piece.start,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -29,7 +31,7 @@ class Clip:
         device: of this rank.
     """
 
-    members = ("image", "spectrum")
+    members: Sequence[str] = ("image", "spectrum")
 
     def __init__(
         self, config: ClipAlignment, dataset: Dataset, *, seed: int, micro_batch: int, device: torch.device

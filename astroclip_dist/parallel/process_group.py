@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -38,13 +38,13 @@ def join(device: Literal["auto", "cpu", "cuda"], timeout_s: float) -> Ranks:
         torch.cuda.set_device(chosen)
     made_here = not dist.is_initialized()
     if made_here:
-        alone = "RANK" not in os.environ
+        alone: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
         dist.init_process_group(
             # CPU tensors (counters, checkpoint plans) travel over gloo beside NCCL.
             "cpu:gloo,cuda:nccl" if use_cuda else "gloo",
             timeout=timedelta(seconds=timeout_s),
             device_id=chosen if use_cuda else None,
-            **({"store": dist.HashStore(), "rank": 0, "world_size": 1} if alone else {}),
+            **(alone if "RANK" not in os.environ else {}),
         )
     return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, chosen, made_here)
 

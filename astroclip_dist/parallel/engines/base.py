@@ -63,7 +63,8 @@ class Engine(ABC):
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices decay; biases, norms and embedding-like vectors do not."""
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             matrix = parameter.ndim >= 2 and name.rpartition(".")[2] not in _NO_DECAY
