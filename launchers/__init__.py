@@ -37,6 +37,7 @@ def launch(config: RunConfig) -> int:
         window_shards=batch.window_shards,
     )
     run = Store(config.run)
+    run.check()
     if register(run, config):
         if is_finished(run):
             log.info("%s is finished: nothing to do", run.url)

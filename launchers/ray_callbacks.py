@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from ray.train import UserCallback
 
 from astroclip_dist.errors import UserError
 from astroclip_dist.train.failure import OtherRankError
+
+# The other ranks hear of the error and write down why they stop; afterwards Ray ends them.
+_FAREWELL_S = 5.0
 
 
 class StopOnUserError(UserCallback):
@@ -18,4 +22,5 @@ class StopOnUserError(UserCallback):
         for error in worker_exceptions.values():
             cause = error.cause if isinstance(error, OtherRankError) else error
             if isinstance(cause, UserError):
+                time.sleep(_FAREWELL_S)
                 raise cause

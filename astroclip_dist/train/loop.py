@@ -44,9 +44,13 @@ def train(config: RunConfig) -> Progress:
         # All have joined before any may fail: the first error is to be the one that is shown, not a failed join.
         dist.barrier()
         with failing_together(ranks):
-            return _Training(config, ranks).run()
-    finally:
-        leave(ranks)
+            progress = _Training(config, ranks).run()
+    except BaseException:
+        # Whoever made the group: the other ranks are to notice at once that this one is gone.
+        dist.destroy_process_group()
+        raise
+    leave(ranks)
+    return progress
 
 
 @dataclass(frozen=True)

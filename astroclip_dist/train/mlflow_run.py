@@ -22,8 +22,8 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from astroclip_dist.store import Store
+from astroclip_dist.train.run_folder import TRACKING_FILE
 
-TRACKING_NAME = "tracking.json"
 # MLflow's own limits of one request and of one value.
 METRICS_A_REQUEST, OTHERS_A_REQUEST, PARAM_LENGTH, TAG_LENGTH = 1000, 100, 6000, 8000
 ENDED = ("FINISHED", "FAILED", "KILLED")
@@ -52,7 +52,7 @@ class MlflowRun:
     def connect(cls, store: Store, tracking_uri: str, experiment: str, run_name: str) -> MlflowRun:
         """The run that ``tracking.json`` names; of all processes that ever get here, exactly one creates it."""
         client = MlflowClient(tracking_uri)
-        if not store.exists(TRACKING_NAME):
+        if not store.exists(TRACKING_FILE):
             run = client.create_run(_experiment_id(client, tracking_uri, experiment), run_name=run_name)
             identity = {
                 "run_id": run.info.run_id,
@@ -61,10 +61,10 @@ class MlflowRun:
                 "began_ms": run.info.start_time,
             }
             try:
-                store.put(TRACKING_NAME, json.dumps(identity).encode(), create_only=True)
+                store.put(TRACKING_FILE, json.dumps(identity).encode(), create_only=True)
             except FileExistsError:
                 client.delete_run(run.info.run_id)
-        return cls(client, json.loads(store.read(TRACKING_NAME))["run_id"])
+        return cls(client, json.loads(store.read(TRACKING_FILE))["run_id"])
 
     def send(self, records: Sequence[Record]) -> None:
         """Send records in order of kind.
@@ -116,7 +116,7 @@ def read_history(store: Store, key: str) -> list[tuple[int, float]]:
         MissingObjectError: the folder has no tracked run.
         MlflowException: the server does not answer or has no such run.
     """
-    identity = json.loads(store.read(TRACKING_NAME))
+    identity = json.loads(store.read(TRACKING_FILE))
     client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or identity["tracking_uri"])
     return sorted((point.step, point.value) for point in client.get_metric_history(identity["run_id"], key))
 

@@ -19,6 +19,7 @@ from astroclip_dist.store import MissingObjectError, Store
 
 RUN_FILE = "run.yaml"
 EVENTS_FILE = "events.jsonl"
+TRACKING_FILE = "tracking.json"
 SPOOL_FOLDER = "tracking"
 # What may differ when a run goes on: where it runs and how it is watched, not what it computes.
 _MAY_CHANGE = ("workers", "launcher", "device", "engine", "reading", "checkpoint", "tracking", "health")
@@ -44,7 +45,7 @@ def register(store: Store, config: RunConfig) -> bool:
 
 def withdraw(store: Store) -> None:
     """Undo ``register`` for a run that never began, so that its URL can be used with a corrected configuration."""
-    if not store.exists(EVENTS_FILE):
+    if not store.exists(EVENTS_FILE) and not store.exists(TRACKING_FILE):
         store.delete([RUN_FILE])
 
 

@@ -23,8 +23,8 @@ from mlflow.exceptions import MlflowException
 from astroclip_dist.errors import ConfigError, StorageError
 from astroclip_dist.store import Store
 from astroclip_dist.train.machine_metrics import MachineMetrics
-from astroclip_dist.train.mlflow_run import PARAM_LENGTH, TRACKING_NAME, MlflowRun, Record, mask, now_ms
-from astroclip_dist.train.run_folder import SPOOL_FOLDER
+from astroclip_dist.train.mlflow_run import PARAM_LENGTH, MlflowRun, Record, mask, now_ms
+from astroclip_dist.train.run_folder import SPOOL_FOLDER, TRACKING_FILE
 
 START_DEADLINE_S = 20.0
 SEND_INTERVAL_S = 1.0
@@ -51,7 +51,7 @@ class Tracker:
         self._lock, self._spooling = threading.Lock(), threading.Lock()
         self._pending: list[Record] = []
         self._spool = [found.name for found in store.list(SPOOL_FOLDER) if found.name.endswith(".jsonl")]
-        identity = json.loads(store.read(TRACKING_NAME)) if store.exists(TRACKING_NAME) else {}
+        identity = json.loads(store.read(TRACKING_FILE)) if store.exists(TRACKING_FILE) else {}
         self._began_ms = identity.get("began_ms", now_ms())
         self._refused: Exception | None = None
         self._closing, self._first_try = threading.Event(), threading.Event()
@@ -151,7 +151,7 @@ class Tracker:
                         return
                     pause = SEND_INTERVAL_S
                 except Exception as error:  # whatever MLflow's stores raise: training must not fail for it
-                    if pause == SEND_INTERVAL_S:
+                    if pause == SEND_INTERVAL_S and self._refused is None:
                         _log.warning("MLflow is away, records wait in the run folder: %s", mask(str(error))[:200])
                     pause = min(2 * pause, LONGEST_PAUSE_S)
                     self._spool_pending()

@@ -1,0 +1,68 @@
+"""Training under Ray Train: the local launcher's weights, restarts by Ray, errors that it must not retry."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from astroclip_dist.store import Store
+from astroclip_dist.train.mlflow_run import read_history
+from tests.random_survey import write_random_survey
+from tests.system.training_runs import STEPS, Command, event, events, result, saves, undisturbed, write_config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    uri = f"sqlite:///{tmp_path_factory.getbasetemp() / 'training.db'}"
+    # Makes the database, which takes longer than a failing run may take to write down why it fails.
+    MlflowClient(uri).search_experiments()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        yield
+
+
+def ray_workers(command: Command) -> list[psutil.Process]:
+    """The training processes of a command's own Ray, told by the title that Ray gives them."""
+    children = psutil.Process(command.process.pid).children(recursive=True)
+    return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+
+
+def test_ray_restarts_a_killed_worker_and_ends_with_the_local_launchers_weights(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    data, expected = undisturbed(tmp_path_factory.getbasetemp())
+    run = tmp_path / "run"
+    command = Command(write_config(tmp_path, data, str(run)), "launcher=ray")
+    command.wait_for("step 17/30")
+    workers = ray_workers(command)
+    assert len(workers) == 2
+    workers[0].send_signal(signal.SIGKILL)
+    assert command.finish() == 0, command.output
+    kinds = [entry for entry in events(run) if entry[0] != "failed"]
+    assert kinds == [("started", 0), *saves(5, 15), ("resumed", 15), *saves(20, STEPS), ("finished", STEPS)]
+    assert result(run) == expected
+    # One MLflow run, each step in it once.
+    steps = [step for step, _ in read_history(Store(run), "loss")]
+    assert steps == sorted(set(steps))
+    assert {*range(16, STEPS + 1)} <= {*steps}
+
+
+@pytest.mark.slow
+def test_ray_does_not_restart_what_only_the_user_can_mend(tmp_path: Path) -> None:
+    write_random_survey(str(tmp_path / "data"), 48, samples_per_shard=48)
+    shard = tmp_path / "data" / "train-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:100_000])
+    run = tmp_path / "run"
+    command = Command(write_config(tmp_path, str(tmp_path / "data"), str(run)), "launcher=ray", "length=9 steps")
+    assert command.finish() == 1
+    reason = r"rank \d, .*train-000000\.tar: sample random-\d+: \w+: \d+ bytes instead of \d+"
+    assert re.match(f"error: {reason}", command.lines[-1]), command.output
+    assert re.search(reason, event(run, "failed")[0]["error"])
+    assert [kind for kind, _ in events(run)].count("resumed") == 0
+    assert [kind for kind, _ in events(run)].count("started") == 1
