@@ -36,6 +36,7 @@ def launch(config: RunConfig) -> int:
         global_batch=batch.global_size,
         window_shards=batch.window_shards,
     )
+    config.tracking_uri()
     run = Store(config.run)
     run.check()
     if register(run, config):

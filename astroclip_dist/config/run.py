@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import unquote, urlsplit
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from astroclip_dist.config.engine import DdpEngine, Engine
 from astroclip_dist.config.objective import ClipAlignment, Objective
 from astroclip_dist.config.strict import Section
 from astroclip_dist.config.units import Length, Seconds, TrainingLength
-from astroclip_dist.errors import ConfigError
+from astroclip_dist.errors import ConfigError, StorageError
+from astroclip_dist.store import normalize_url
 
-Urls = Annotated[tuple[str, ...], BeforeValidator(lambda urls: (urls,) if isinstance(urls, str) else urls)]
+
+def _absolute(url: str) -> str:
+    """Workers may run in another folder, or on another machine: a path is made absolute where it was written."""
+    try:
+        return normalize_url(url)
+    except StorageError as error:
+        raise ValueError(error.mend) from error
+
+
+def _one_or_more(urls: Any) -> Any:
+    return (urls,) if isinstance(urls, str) else urls
+
+
+def _tracking_uri(uri: str) -> str:
+    if urlsplit(uri).password:
+        raise ValueError("give the password in MLFLOW_TRACKING_PASSWORD: the configuration is stored and logged")
+    scheme, separator, path = uri.partition(":///")
+    return f"sqlite:///{Path(path).resolve()}" if separator and scheme == "sqlite" else uri
+
+
+Url = Annotated[str, AfterValidator(_absolute)]
+Urls = Annotated[tuple[Url, ...], BeforeValidator(_one_or_more)]
 
 
 class Batch(Section):
@@ -54,7 +79,7 @@ class Checkpoint(Section):
 class Tracking(Section):
     """Where metrics go. ``uri`` unset: MLflow's own environment variable, else ``mlflow.db`` beside the run folder."""
 
-    uri: str | None = None
+    uri: Annotated[str, AfterValidator(_tracking_uri)] | None = None
     experiment: str = "astroclip"
     log_every: int = Field(default=10, gt=0, description="steps")
 
@@ -71,7 +96,7 @@ class RunConfig(Section):
     """One training, from the first step to the last checkpoint, across any number of restarts."""
 
     data: Urls = Field(min_length=1, description="dataset URL or URLs")
-    run: str = Field(description="run folder URL")
+    run: Url = Field(description="run folder URL")
     launcher: Literal["local", "ray"] = "local"
     workers: int = Field(default=1, gt=0, description="world size: processes, one a GPU")
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -115,3 +140,20 @@ class RunConfig(Section):
     def micro_batch(self) -> int:
         """Samples that one rank puts through the model at once."""
         return self.batch.micro_size or self.local_batch
+
+    def tracking_uri(self) -> str:
+        """``tracking.uri``; else MLflow's own environment variable; else a SQLite file beside a local run folder.
+
+        Raises:
+            ConfigError: none of them, for a run on object storage.
+        """
+        if uri := self.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"):
+            return uri
+        folder = urlsplit(self.run)
+        if folder.scheme != "file":
+            raise ConfigError(
+                "tracking.uri",
+                "missing",
+                f"MLflow cannot keep its file at {self.run}: give a server, or sqlite:////PATH.",
+            )
+        return f"sqlite:///{Path(unquote(folder.path)).parent}/mlflow.db"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -36,7 +37,8 @@ def validated(section: type[S], values: dict[str, Any]) -> S:
 def _explain(section: type[Section], problem: Any) -> ConfigError:
     path, known = _walk(section, problem["loc"])
     field = ".".join(path) or "configuration"
-    kind, value = problem["type"], repr(problem["input"])[:120]
+    # A URL may carry a password, which is then the very mistake to tell.
+    kind, value = problem["type"], re.sub(r"//[^/@]*@", "//***@", repr(problem["input"])[:120])
     raised = problem.get("ctx", {}).get("error")
     if isinstance(raised, ConfigError):
         return ConfigError(".".join([*path, raised.field]), raised.value, raised.mend)

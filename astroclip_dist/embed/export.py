@@ -38,7 +38,6 @@ from astroclip_dist.objectives.clip import evaluation_inputs
 from astroclip_dist.progress import with_progress
 from astroclip_dist.store import Store
 from astroclip_dist.train.checkpoint import load_weights, resolve_checkpoint
-from astroclip_dist.train.journal import default_tracking_uri
 from astroclip_dist.train.run_folder import read_run_config
 from astroclip_dist.train.tracking import Tracker
 
@@ -223,8 +222,9 @@ def _write_part(out: Store, name: str, table: pa.Table) -> Part:
 
 def _track(config: RunConfig, run: Store, out: Store, manifest: EmbeddingManifest) -> None:
     """One MLflow run for the export, below the run that trained the model."""
-    uri = config.tracking.uri or default_tracking_uri(config.run)
-    tracker = Tracker.open(out, uri, config.tracking.experiment, f"embed {out.url.rsplit('/', 1)[-1]}")
+    tracker = Tracker.open(
+        out, config.tracking_uri(), config.tracking.experiment, f"embed {out.url.rsplit('/', 1)[-1]}"
+    )
     parent = json.loads(run.read("tracking.json"))["run_id"] if run.exists("tracking.json") else None
     tracker.set_tags(
         {

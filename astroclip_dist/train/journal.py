@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from types import TracebackType
 from typing import Self
-from urllib.parse import urlsplit
 
 from torch import Tensor
 
@@ -36,9 +34,10 @@ class Journal:
     def __enter__(self) -> Self:
         if self._ranks.is_first:
             self._events = EventLog(self._store)
-            uri = self._config.tracking.uri or default_tracking_uri(self._config.run)
             name = normalize_url(self._config.run).rsplit("/", 1)[-1]
-            self._tracker = Tracker.open(self._store, uri, self._config.tracking.experiment, name)
+            self._tracker = Tracker.open(
+                self._store, self._config.tracking_uri(), self._config.tracking.experiment, name
+            )
         return self
 
     def __exit__(
@@ -131,15 +130,6 @@ class Journal:
         if self._ranks.is_first:
             self._events.write("finished", step=progress.step)
             self._tracker.set_tags({"run_folder": self._store.url})
-
-
-def default_tracking_uri(run: str) -> str:
-    """MLflow's own environment variable; else a SQLite file beside a local run folder, or in the working folder."""
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        return uri
-    url = urlsplit(normalize_url(run))
-    folder = url.path.rsplit("/", 1)[0] if url.scheme == "file" else os.getcwd()  # noqa: PTH109
-    return f"sqlite:///{folder}/mlflow.db"
 
 
 def _clock(seconds: float) -> str:

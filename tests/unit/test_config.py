@@ -47,6 +47,8 @@ def minimal(tmp_path: Path) -> Path:
         ("engine.name=zero", "engine.name", "'ddp', 'fsdp', 'deepspeed'"),
         ("engine={name: deepspeed, zero_stage: 9}", "engine.zero_stage", "1, 2 or 3"),
         ("optimizer.lr", "override", "key=value"),
+        ("run=s3://key:secret@bucket/run", "run", "in the environment"),
+        ("tracking.uri=http://me:secret@host:5000", "tracking.uri", "MLFLOW_TRACKING_PASSWORD"),
     ],
 )
 def test_wrong_values_name_field_and_mend(minimal: Path, override: str, field: str, mend: str) -> None:
@@ -54,6 +56,7 @@ def test_wrong_values_name_field_and_mend(minimal: Path, override: str, field: s
         load_config(minimal, [override])
     assert caught.value.field == field
     assert mend in str(caught.value)
+    assert "secret" not in str(caught.value)
     assert caught.value.exit_code == 2
 
 
@@ -67,6 +70,15 @@ def test_missing_field_is_named(tmp_path: Path) -> None:
     path.write_text("data: x\nrun: y\n")
     with pytest.raises(ConfigError, match=r"length: missing.*\n?.*batch: missing"):
         load_config(path)
+
+
+def test_paths_are_made_absolute_where_they_were_written(minimal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(minimal.parent)
+    config = load_config(minimal, ["tracking.uri=sqlite:///mlflow.db"])
+    assert config.data == ((minimal.parent / "data" / "mock").as_uri(),)
+    assert config.run == (minimal.parent / "runs" / "one").as_uri()
+    assert config.tracking.uri == f"sqlite:///{minimal.parent / 'mlflow.db'}"
+    assert load_config(minimal, ["run=s3://bucket/run/"]).run == "s3://bucket/run"
 
 
 def test_precedence_of_layers(tmp_path: Path) -> None:
