@@ -118,6 +118,7 @@ def test_storage_that_refuses_is_named(
     assert Store(run).list() == []
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_on_object_storage_is_named(bucket: str, tmp_path: Path) -> None:
     source, damaged, run = Store(f"{bucket}/survey"), Store(f"{bucket}/damaged"), f"{bucket}/runs/damaged"
     for entry in source.list():
