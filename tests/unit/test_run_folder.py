@@ -74,7 +74,7 @@ def test_where_and_how_a_run_goes_on_may_change(store: Store) -> None:
     ("change", "difference"),
     [
         ({"seed": 1}, "seed: 0 -> 1"),
-        ({"data": "/other"}, r"data: \['/survey'\] -> \['/other'\]"),
+        ({"data": "/other"}, r"data: \['file:///survey'\] -> \['file:///other'\]"),
         ({"length": "20 steps"}, "length: '10 steps' -> '20 steps'"),
         ({"batch": {"global_size": 32, "lanes": 4}}, "batch.global_size: 16 -> 32"),
         ({"objective": {"head": {"embedding": 512}}}, "objective.head.embedding: 1024 -> 512"),
