@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
-GALAXIES ?= 4000
+GALAXIES ?= 3000
 
 .PHONY: help setup demo test test-all lint bench clean
 .DEFAULT_GOAL := help
