@@ -18,7 +18,7 @@ from torch import Tensor
 
 from astroclip_dist.config import RunConfig
 from astroclip_dist.data.dataset import Dataset, Shard
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout, Split
+from astroclip_dist.data.manifest import Split
 from astroclip_dist.data.order import Piece
 from astroclip_dist.data.reader import load_piece
 from astroclip_dist.data.stream import Row, fill
@@ -103,7 +103,7 @@ def export_embeddings(
 
 
 def _load_model(config: RunConfig, dataset: Dataset, checkpoint: Store) -> tuple[TwoTower, dict[str, Any]]:
-    model = TwoTower(config.objective, dataset.image or ImageLayout(), dataset.spectrum or SpectrumLayout())
+    model = TwoTower(config.objective, dataset.image, dataset.spectrum)
     try:
         return model, load_weights(checkpoint, model)
     except ValueError as error:

@@ -19,20 +19,23 @@ from astroclip_dist.models.spectrum_encoder import SpectrumTransformer
 class TwoTower(nn.Module):
     """Embeds images and spectra of galaxies into one space."""
 
-    def __init__(self, config: ClipAlignment, image: ImageLayout, spectrum: SpectrumLayout) -> None:
+    def __init__(self, config: ClipAlignment, image: ImageLayout | None, spectrum: SpectrumLayout | None) -> None:
+        """A modality without a layout gets no tower, so that images alone can be embedded without a spectrum's grid."""
         super().__init__()
-        self.image_encoder = ImageTransformer(config.image, len(image.bands))
-        self.image_head = AttentionPool(config.head, config.image.width)
-        self.spectrum_encoder = SpectrumTransformer(config.spectrum, spectrum.size)
-        self.spectrum_head = AttentionPool(config.head, config.spectrum.width)
+        if image is not None:
+            self.image_encoder = ImageTransformer(config.image, len(image.bands))
+            self.image_head = AttentionPool(config.head, config.image.width)
+        if spectrum is not None:
+            self.spectrum_encoder = SpectrumTransformer(config.spectrum, spectrum.size)
+            self.spectrum_head = AttentionPool(config.head, config.spectrum.width)
         # One element rather than none: FSDP shards parameters along their first dimension.
         self.log_logit_scale = nn.Parameter(
             torch.tensor([math.log(config.logit_scale)]), requires_grad=config.learn_logit_scale
         )
         self.freeze_backbones = config.freeze_backbones
         if config.freeze_backbones:
-            self.image_encoder.requires_grad_(False)
-            self.spectrum_encoder.requires_grad_(False)
+            for part in self.children():
+                part.requires_grad_(isinstance(part, AttentionPool))
 
     def forward(self, images: Tensor | None, spectra: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """Embeddings of a batch; a modality that is not given is not computed.
