@@ -184,11 +184,10 @@ def test_read_only_identity_reads_and_may_not_write(
 
 def test_missing_bucket_is_named(trainer_url: str) -> None:
     absent = Store("s3://no-such-bucket-here/x")
+    # Only reads are asked: this server may make a bucket at the first write, others do not.
     for ask in (absent.check, lambda: absent.read("a")):
         with pytest.raises(StorageError, match="no such bucket"):
             ask()
-    with pytest.raises(StorageError, match="no-such-bucket-here"):
-        absent.put("a", b"1")
 
 
 def test_unreachable_endpoint_is_named_quickly(
