@@ -11,7 +11,6 @@ from typing import Any
 import deepspeed
 import deepspeed.ops
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from deepspeed.utils import (
     safe_get_full_fp32_param,
@@ -45,7 +44,9 @@ class DeepSpeedZero(Engine):
         if ranks.device.type == "cpu":
             # Its shared-memory collectives would be compiled for minutes at the first start; gloo does without.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed(dist_backend=dist.get_backend().split(":")[-1], dist_init_required=False)
+        # The group is there already, with gloo beside NCCL: DeepSpeed is told which of them carries gradients.
+        backend = "nccl" if ranks.device.type == "cuda" else "gloo"
+        deepspeed.init_distributed(dist_backend=backend, dist_init_required=False)
         module.to(ranks.device)
         self._dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         self._zero, *_ = deepspeed.initialize(
