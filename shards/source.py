@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol, Self
 
 from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
+from astroclip_dist.errors import DataError
 from shards.sample import Sample
 
 # Imported when used: a build from FITS files must not wait for the mock survey's imports.
@@ -21,11 +22,12 @@ SOURCES = {
 
 
 class Source(Protocol):
-    """Galaxies from survey files or a simulation, one by one, on the layouts that it declares.
+    """Galaxies from survey files or a simulation, on the layouts that it declares, readable in any order.
 
     ``name`` is its name in ``SOURCES``. ``image`` and ``spectrum`` are the layouts of all its samples (None: it has
-    none), ``ivar`` says that every spectrum comes with inverse variances. A source reads its inputs lazily, gives the
-    same samples in the same order every time, and raises DataError at the first input that it cannot use.
+    none), ``ivar`` says that every spectrum comes with inverse variances. The input falls into partitions (files,
+    healpix pixels, blocks of a table), which different processes read at the same time: a source can be pickled, opens
+    its files only while it reads them, and gives the same samples for the same rows every time.
     """
 
     name: str
@@ -44,11 +46,41 @@ class Source(Protocol):
     def describe(self) -> dict[str, str | int | float | bool | None]:
         """The inputs and choices that made the samples, for the manifest; no paths of this machine."""
 
-    def __len__(self) -> int:
-        """How many samples there will be."""
+    @property
+    def partitions(self) -> int:
+        """How many partitions there are."""
 
-    def samples(self) -> Iterator[Sample]:
-        """All samples, in a fixed order."""
+    def keys(self, partition: int) -> Sequence[str]:
+        """The keys of a partition's samples, in their order; reads identifiers, no pixels.
+
+        Raises:
+            DataError: the partition cannot be read.
+        """
+
+    def read(self, partition: int, rows: Sequence[int]) -> Iterator[Sample | DataError]:
+        """The samples at some places of ``keys(partition)``, one for each row, in the order of the rows.
+
+        A galaxy that cannot be used comes as the DataError that says why, in its place.
+
+        Args:
+            rows: increasing.
+
+        Raises:
+            DataError: the partition cannot be read at all.
+        """
+
+
+def all_samples(source: Source) -> Iterator[Sample]:
+    """Every sample of a source, partition after partition.
+
+    Raises:
+        DataError: at the first galaxy or partition that cannot be used.
+    """
+    for partition in range(source.partitions):
+        for sample in source.read(partition, range(len(source.keys(partition)))):
+            if isinstance(sample, DataError):
+                raise sample
+            yield sample
 
 
 def source_class(name: str) -> type[Source]:
