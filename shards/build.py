@@ -7,11 +7,10 @@ from typing import TextIO
 
 import astroclip_dist
 from astroclip_dist.data.manifest import Manifest, Split
-from astroclip_dist.errors import DataError
 from astroclip_dist.progress import with_progress
 from shards.contact_sheet import CONTACT_SHEET_NAME, GALAXIES_ON_SHEET, draw_contact_sheet
 from shards.sample import Sample
-from shards.source import Source
+from shards.source import Source, all_samples
 from shards.writer import SAMPLES_PER_SHARD, ShardWriter
 
 
@@ -38,7 +37,7 @@ def build(
     """
     description = {"kind": source.name, "astroclip_version": astroclip_dist.__version__, **source.describe()}
     shown: list[Sample] = []
-    count = 0
+    total = sum(len(source.keys(partition)) for partition in range(source.partitions))
     with ShardWriter(
         out_url,
         source.image,
@@ -48,18 +47,11 @@ def build(
         samples_per_shard=samples_per_shard,
         split_fractions=split_fractions,
     ) as writer:
-        with closing(with_progress(source.samples(), len(source), "galaxies", progress)) as samples:
+        with closing(with_progress(all_samples(source), total, "galaxies", progress)) as samples:
             for sample in samples:
                 writer.add(sample)
-                count += 1
                 if len(shown) < GALAXIES_ON_SHEET:
                     shown.append(sample)
-        if count != len(source):
-            raise DataError(
-                f"source {source.name}",
-                f"{count} samples instead of {len(source)}",
-                "Its input changed during the build.",
-            )
         if contact_sheet:
             writer.attach(CONTACT_SHEET_NAME, draw_contact_sheet(shown, source.image, source.spectrum))
         return writer.finish()

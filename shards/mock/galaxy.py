@@ -73,6 +73,10 @@ def select_galaxy(seed: int, index: int, grid: StellarGrid) -> ObservedGalaxy:
             return ObservedGalaxy(galaxy, properties, position, observed, fluxes)
 
 
+def galaxy_key(seed: int, index: int) -> str:
+    return f"mock-{seed}-{index}"
+
+
 def make_galaxy(seed: int, index: int, grid: StellarGrid) -> tuple[Sample, Truth]:
     """The sample of (seed, index), always the same, and the truth behind it."""
     observed = select_galaxy(seed, index, grid)
@@ -94,7 +98,7 @@ def make_galaxy(seed: int, index: int, grid: StellarGrid) -> tuple[Sample, Truth
         stream(seed, index, Subject.SPECTRUM_NOISE),
     )
     sample = Sample(
-        key=f"mock-{seed}-{index}",
+        key=galaxy_key(seed, index),
         image=image,
         spectrum=spectrum.flux,
         ivar=spectrum.ivar,

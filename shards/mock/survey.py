@@ -1,24 +1,20 @@
-"""The mock survey as a source of samples: any number of galaxies, made by all processors, the same every time."""
+"""The mock survey as a source of samples: any number of galaxies, the same every time."""
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
 
 from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
-from astroclip_dist.errors import ConfigError
-from shards.mock.galaxy import BRIGHT_LIMIT, FAINT_LIMIT, make_galaxy
+from astroclip_dist.errors import ConfigError, DataError
+from shards.mock.galaxy import BRIGHT_LIMIT, FAINT_LIMIT, galaxy_key, make_galaxy
 from shards.mock.stellar_grids import GridName, load_stellar_grid
 from shards.sample import Sample
 
 # Changes whenever the galaxy of some (seed, index) would differ.
 RECIPE = "mock-1"
-# Galaxies that one task makes: large enough to hide the hand-over, small enough to keep few in memory.
-_CHUNK = 16
+# Galaxies of a partition: a build lists the keys of one partition at a time.
+_PARTITION = 10_000
 
 
 class MockSurvey:
@@ -27,7 +23,6 @@ class MockSurvey:
     Args:
         galaxies: how many.
         seed: which universe; 0 to 2**63 - 1.
-        workers: processes that make galaxies; None takes every processor that this process may use.
         stellar_grid: "bc03" (optional package), "builtin", or "auto": bc03 where it is installed.
 
     Raises:
@@ -36,21 +31,16 @@ class MockSurvey:
     """
 
     name = "mock"
-    image = ImageLayout()
-    spectrum = SpectrumLayout()
+    image: ImageLayout | None = ImageLayout()
+    spectrum: SpectrumLayout | None = SpectrumLayout()
     ivar = True
 
-    def __init__(
-        self, galaxies: int, seed: int = 0, workers: int | None = None, stellar_grid: GridName = "auto"
-    ) -> None:
+    def __init__(self, galaxies: int, seed: int = 0, stellar_grid: GridName = "auto") -> None:
         if galaxies < 1:
             raise ConfigError("--galaxies", galaxies, "Ask for at least one.")
         if not 0 <= seed < 2**63:
             raise ConfigError("--seed", seed, "Use 0 to 2**63 - 1.")
-        if workers is not None and workers < 1:
-            raise ConfigError("--workers", workers, "Use at least one process.")
         self.galaxies, self.seed = galaxies, seed
-        self.workers = workers or len(os.sched_getaffinity(0))
         # Resolved here, so that every process uses the same grid and a missing one is said at once.
         self.stellar_grid: GridName = "bc03" if load_stellar_grid(stellar_grid).name == "bc03" else "builtin"
 
@@ -58,7 +48,6 @@ class MockSurvey:
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--galaxies", type=int, required=True, metavar="N", help="number of galaxies")
         parser.add_argument("--seed", type=int, default=0, metavar="S", help="which universe (default: 0)")
-        parser.add_argument("--workers", type=int, metavar="K", help="processes (default: one a processor)")
         parser.add_argument(
             "--stellar-grid",
             choices=("auto", "bc03", "builtin"),
@@ -68,7 +57,7 @@ class MockSurvey:
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace) -> MockSurvey:
-        return cls(args.galaxies, args.seed, args.workers, args.stellar_grid)
+        return cls(args.galaxies, args.seed, args.stellar_grid)
 
     def describe(self) -> dict[str, str | int | float | bool | None]:
         """What the manifest keeps: enough to make the same galaxies again."""
@@ -82,29 +71,19 @@ class MockSurvey:
             "mag_z_max": FAINT_LIMIT,
         }
 
-    def __len__(self) -> int:
-        return self.galaxies
+    @property
+    def partitions(self) -> int:
+        return -(-self.galaxies // _PARTITION)
 
-    def samples(self) -> Iterator[Sample]:
-        """All galaxies in the order of their index; a few chunks a worker are in flight, however slow the reader."""
-        if self.workers == 1:
-            for start in range(0, self.galaxies, _CHUNK):
-                yield from self._chunk(start)
-            return
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.workers, mp_context=context) as pool:
-            pending: deque[Future[list[Sample]]] = deque()
-            try:
-                for start in range(0, self.galaxies, _CHUNK):
-                    pending.append(pool.submit(self._chunk, start))
-                    if len(pending) > 2 * self.workers:
-                        yield from pending.popleft().result()
-                while pending:
-                    yield from pending.popleft().result()
-            finally:
-                for future in pending:
-                    future.cancel()
+    def keys(self, partition: int) -> list[str]:
+        return [galaxy_key(self.seed, index) for index in self._indices(partition)]
 
-    def _chunk(self, start: int) -> list[Sample]:
+    def read(self, partition: int, rows: Sequence[int]) -> Iterator[Sample | DataError]:
         grid = load_stellar_grid(self.stellar_grid)
-        return [make_galaxy(self.seed, i, grid)[0] for i in range(start, min(start + _CHUNK, self.galaxies))]
+        indices = self._indices(partition)
+        for row in rows:
+            yield make_galaxy(self.seed, indices[row], grid)[0]
+
+    def _indices(self, partition: int) -> range:
+        start = partition * _PARTITION
+        return range(start, min(start + _PARTITION, self.galaxies))

@@ -7,7 +7,7 @@ arms share DESI's wavelength grid, so coadding them onto it interpolates nothing
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,9 +21,10 @@ from shards.sources.fits_file import hdu_data, open_fits, row_scalars, table_col
 from shards.sources.redrock import read_redshifts
 from shards.spectra_grid import Arm, coadd
 
+SELECTION = "OBJTYPE = TGT and COADD_FIBERSTATUS = 0"
 _ARMS = ("B", "R", "Z")
 # Metadata and their FIBERMAP columns: those every file has, and those that targets from other catalogues lack.
-_REQUIRED = {"ra": "TARGET_RA", "dec": "TARGET_DEC", "ebv": "EBV"}
+_REQUIRED = {"targetid": "TARGETID", "ra": "TARGET_RA", "dec": "TARGET_DEC", "ebv": "EBV"}
 _OPTIONAL = {
     "release": "RELEASE",
     "brickid": "BRICKID",
@@ -38,8 +39,8 @@ _OPTIONAL = {
 class DesiCoadd:
     """The source ``desi-coadd``: one sample for each good target, with spectrum and inverse variance, without image.
 
-    Sky fibres, stuck positioners and fibres with any COADD_FIBERSTATUS bit are no galaxies and are left out (their
-    number is in the manifest); pixels with a MASK bit get inverse variance 0.
+    Sky fibres, stuck positioners and fibres with any COADD_FIBERSTATUS bit are no galaxies and are left out; pixels
+    with a MASK bit get inverse variance 0. A partition is a file.
 
     Args:
         files: coadds, read in this order.
@@ -55,13 +56,6 @@ class DesiCoadd:
         self._files = files
         self._redrock = redrock
         self._redshifts = read_redshifts(redrock)
-        self._rows = 0
-        self._good: list[np.ndarray] = []
-        for path in files:
-            with open_fits(path) as hdus:
-                fibermap = hdu_data(hdus, path, "FIBERMAP")
-                self._rows += len(fibermap)
-                self._good.append(_good_rows(fibermap, path))
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
@@ -86,52 +80,96 @@ class DesiCoadd:
             "first_file": self._files[0].name,
             "last_file": self._files[-1].name,
             "redrock_files": len(self._redrock),
-            "selection": "OBJTYPE = TGT and COADD_FIBERSTATUS = 0",
-            "rows": self._rows,
-            "selected": len(self),
+            "selection": SELECTION,
         }
 
-    def __len__(self) -> int:
-        return sum(map(len, self._good))
+    @property
+    def partitions(self) -> int:
+        return len(self._files)
 
-    def samples(self) -> Iterator[Sample]:
-        for path, rows in zip(self._files, self._good, strict=True):
-            if len(rows):
-                yield from self._read(path, rows)
+    def keys(self, partition: int) -> list[str]:
+        return [str(target) for target in read_good_targets(self._files[partition])[1]]
 
-    def _read(self, path: Path, rows: np.ndarray) -> Iterator[Sample]:
-        assert self.spectrum is not None
-        with open_fits(path) as hdus:
-            fibermap = hdu_data(hdus, path, "FIBERMAP")[rows]
-            arms = [_read_arm(hdus, path, arm, rows) for arm in _ARMS]
-        flux, ivar = coadd(arms, self.spectrum, str(path))
-        for place, target in enumerate(table_column(fibermap, path, "FIBERMAP", "TARGETID").tolist()):
-            if not ivar[place].any():
-                raise DataError(
-                    f"{path} target {target}",
-                    "every pixel is masked",
-                    "Drop it from the file, or set its fibre status.",
-                )
-            metadata: dict[str, Any] = {"targetid": target}
-            metadata |= row_scalars(fibermap, path, "FIBERMAP", _REQUIRED, place)
-            present = {field: column for field, column in _OPTIONAL.items() if column in (fibermap.dtype.names or ())}
-            metadata |= row_scalars(fibermap, path, "FIBERMAP", present, place)
-            if self._redrock:
-                if target not in self._redshifts:
-                    raise DataError(
-                        f"{path} target {target}", "not in the redrock tables", "Give the table of each coadd."
-                    )
-                metadata |= self._redshifts[target]
-            yield Sample(str(target), spectrum=flux[place], ivar=ivar[place], metadata=metadata)
+    def read(self, partition: int, rows: Sequence[int]) -> Iterator[Sample | DataError]:
+        path = self._files[partition]
+        for sample in read_coadd(path, read_good_targets(path)[0][list(rows)]):
+            yield self._with_redshift(sample, path) if isinstance(sample, Sample) and self._redrock else sample
+
+    def _with_redshift(self, sample: Sample, path: Path) -> Sample | DataError:
+        redshift = self._redshifts.get(sample.metadata["targetid"])
+        if redshift is None:
+            return DataError(
+                f"{path} target {sample.key}", "not in the redrock tables", "Give the table of each coadd."
+            )
+        sample.metadata |= redshift
+        return sample
 
 
-def _good_rows(fibermap: np.ndarray, path: Path) -> np.ndarray:
+def read_good_targets(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a coadd's FIBERMAP that are good targets, and their TARGETIDs; reads no spectra.
+
+    Returns:
+        (targets,) int64 each.
+
+    Raises:
+        DataError: a file that is damaged, of another format, or of single exposures.
+    """
+    with open_fits(path) as hdus:
+        fibermap = hdu_data(hdus, path, "FIBERMAP")
     names = fibermap.dtype.names or ()
     if "COADD_FIBERSTATUS" not in names and "FIBERSTATUS" in names:
         raise DataError(f"{path} HDU FIBERMAP", "single exposures, not a coadd", "Give the coadd-*.fits file instead.")
     status = table_column(fibermap, path, "FIBERMAP", "COADD_FIBERSTATUS")
     kind = np.char.strip(table_column(fibermap, path, "FIBERMAP", "OBJTYPE"))
-    return np.flatnonzero((status == 0) & (kind == "TGT"))
+    rows = np.flatnonzero((status == 0) & (kind == "TGT"))
+    return rows, table_column(fibermap, path, "FIBERMAP", "TARGETID")[rows]
+
+
+def read_coadd(path: Path, rows: np.ndarray) -> Iterator[Sample | DataError]:
+    """Spectra of some rows of a coadd file on DESI's grid, with what FIBERMAP says of them, keyed by TARGETID.
+
+    Args:
+        rows: (targets,) places in FIBERMAP.
+
+    Returns:
+        For each row, in order, its sample, or why its spectrum cannot be used.
+
+    Raises:
+        DataError: a file that is damaged or of another format.
+    """
+    with open_fits(path) as hdus:
+        fibermap = hdu_data(hdus, path, "FIBERMAP")[rows]
+        arms = [_read_arm(hdus, path, arm, rows) for arm in _ARMS]
+    present = {field: column for field, column in _OPTIONAL.items() if column in (fibermap.dtype.names or ())}
+    for place, spectrum in enumerate(_coadd_each(arms, path)):
+        metadata: dict[str, Any] = row_scalars(fibermap, path, "FIBERMAP", {**_REQUIRED, **present}, place)
+        target = metadata["targetid"]
+        if isinstance(spectrum, DataError):
+            yield DataError(f"{path} target {target}: {spectrum.field}", spectrum.value, spectrum.mend)
+        elif not spectrum[1].any():
+            yield DataError(
+                f"{path} target {target}", "every pixel is masked", "Drop it from the file, or set its fibre status."
+            )
+        else:
+            yield Sample(str(target), spectrum=spectrum[0], ivar=spectrum[1], metadata=metadata)
+
+
+def _coadd_each(arms: list[Arm], path: Path) -> Iterator[tuple[np.ndarray, np.ndarray] | DataError]:
+    """Flux and inverse variance of each spectrum; all at once, or one by one where some cannot be used."""
+    layout = SpectrumLayout()
+    try:
+        together = coadd(arms, layout, path.name)
+    except DataError:
+        for row in range(len(arms[0].flux)):
+            alone = [arm._replace(flux=arm.flux[row : row + 1], ivar=arm.ivar[row : row + 1]) for arm in arms]
+            try:
+                flux, ivar = coadd(alone, layout, path.name)
+            except DataError as error:
+                yield error
+            else:
+                yield flux[0], ivar[0]
+    else:
+        yield from zip(*together, strict=True)
 
 
 def _read_arm(hdus: fits.HDUList, path: Path, arm: str, rows: np.ndarray) -> Arm:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -32,6 +32,8 @@ _CATALOGUE = {
 class DesiHigh:
     """The source ``desi-high``: one sample for each target column, with spectrum, without inverse variance or image.
 
+    A partition is a file.
+
     Args:
         files: spectra, read in this order.
         zbest: tables with redshift, position and flux of every target.
@@ -45,7 +47,6 @@ class DesiHigh:
     def __init__(self, files: list[Path], zbest: list[Path]) -> None:
         self._files = files
         self._catalogue = read_redshifts(zbest, _CATALOGUE)
-        self._targets = [_read_targets(path) for path in files]
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
@@ -69,37 +70,42 @@ class DesiHigh:
             "files": len(self._files),
             "first_file": self._files[0].name,
             "last_file": self._files[-1].name,
-            "selected": len(self),
         }
 
-    def __len__(self) -> int:
-        return sum(map(len, self._targets))
+    @property
+    def partitions(self) -> int:
+        return len(self._files)
 
-    def samples(self) -> Iterator[Sample]:
+    def keys(self, partition: int) -> list[str]:
+        path = self._files[partition]
+        with open_fits(path) as hdus:
+            return list(map(str, _targets(hdu_data(hdus, path, 1), path)))
+
+    def read(self, partition: int, rows: Sequence[int]) -> Iterator[Sample | DataError]:
+        path = self._files[partition]
+        with open_fits(path) as hdus:
+            table = hdu_data(hdus, path, 1)
+        wavelength, pixel = np.unique(table_column(table, path, "1", "WAVELENGTH").round(3), return_inverse=True)
+        weight = np.bincount(pixel).astype(np.float64)
+        targets = _targets(table, path)
+        for target in (targets[row] for row in rows):
+            flux = np.bincount(pixel, table_column(table, path, "1", f"TARGET{target}")) / weight
+            arm = Arm(f"TARGET{target}", wavelength, flux[None], weight[None])
+            yield self._sample(target, arm, path)
+
+    def _sample(self, target: int, arm: Arm, path: Path) -> Sample | DataError:
+        if target not in self._catalogue:
+            return DataError(f"{path} target {target}", "not in the zbest tables", "Give the table of each file.")
         assert self.spectrum is not None
-        for path, targets in zip(self._files, self._targets, strict=True):
-            with open_fits(path) as hdus:
-                table = hdu_data(hdus, path, 1)
-            wavelength, pixel = np.unique(table_column(table, path, "1", "WAVELENGTH").round(3), return_inverse=True)
-            weight = np.bincount(pixel).astype(np.float64)
-            for target in targets:
-                if target not in self._catalogue:
-                    raise DataError(
-                        f"{path} target {target}", "not in the zbest tables", "Give the table of each file."
-                    )
-                column = table_column(table, path, "1", f"TARGET{target}")
-                flux = np.bincount(pixel, column) / weight
-                spectrum, _ = coadd(
-                    [Arm(f"TARGET{target}", wavelength, flux[None], weight[None])], self.spectrum, str(path)
-                )
-                yield Sample(
-                    str(target), spectrum=spectrum[0], metadata={"targetid": target, **self._catalogue[target]}
-                )
+        try:
+            spectrum, _ = coadd([arm], self.spectrum, str(path))
+        except DataError as error:
+            return error
+        return Sample(str(target), spectrum=spectrum[0], metadata={"targetid": target, **self._catalogue[target]})
 
 
-def _read_targets(path: Path) -> list[int]:
-    with open_fits(path) as hdus:
-        names = hdu_data(hdus, path, 1).dtype.names or ()
+def _targets(table: np.ndarray, path: Path) -> list[int]:
+    names = table.dtype.names or ()
     found = [int(match.group(1)) for match in map(_TARGET.fullmatch, names) if match]
     if "WAVELENGTH" not in names or not found:
         raise DataError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -26,7 +26,7 @@ _ZEROS_ALLOWED = 0.001
 
 
 class LegacyFits:
-    """The source ``legacy-fits``: one sample a file, an image without spectrum.
+    """The source ``legacy-fits``: one sample a file, an image without spectrum. A partition is a file.
 
     Values of a cut-out at any pixel scale are flux per native pixel of 0.262 arcsec (the cut-out service interpolates
     the coadd), so they are averaged onto the layout's pixels without a factor; a cut-out at 0.262 arcsec is cropped.
@@ -70,12 +70,19 @@ class LegacyFits:
             "bad_pixels": self._bad_pixels,
         }
 
-    def __len__(self) -> int:
+    @property
+    def partitions(self) -> int:
         return len(self._files)
 
-    def samples(self) -> Iterator[Sample]:
-        for path in self._files:
-            yield self._read(path)
+    def keys(self, partition: int) -> list[str]:
+        return [_key(self._files[partition])]
+
+    def read(self, partition: int, rows: Sequence[int]) -> Iterator[Sample | DataError]:
+        for _ in rows:
+            try:
+                yield self._read(self._files[partition])
+            except DataError as error:
+                yield error
 
     def _read(self, path: Path) -> Sample:
         assert self.image is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -47,7 +47,7 @@ class _Row:
 
 
 class Pairs:
-    """The source ``pairs``.
+    """The source ``pairs``: a sample for each row of a table, which is its one partition.
 
     The Legacy Survey viewer's colours are inverted to flux (:func:`astroclip_dist.data.rgb.from_rgb`), which is exact
     but for the 8 bits, the JPEG compression, and clipped pixels (a lower limit; ``image_clipped_fraction``). SDSS
@@ -84,25 +84,35 @@ class Pairs:
             "flux": "approximate: inverted from 8-bit JPEG colours; see image_stretch of each sample",
         }
 
-    def __len__(self) -> int:
-        return len(self._rows)
+    @property
+    def partitions(self) -> int:
+        return 1
 
-    def samples(self) -> Iterator[Sample]:
+    def keys(self, partition: int) -> list[str]:
+        return [row.name for row in self._rows]
+
+    def read(self, partition: int, rows: Sequence[int]) -> Iterator[Sample | DataError]:
+        for row in rows:
+            try:
+                yield self._read(self._rows[row])
+            except DataError as error:
+                yield error
+
+    def _read(self, row: _Row) -> Sample:
         assert self.image is not None
         assert self.spectrum is not None
-        for row in self._rows:
-            spectrum = read_sdss_spectrum(row.spectrum, self.spectrum)
-            image, clipped = _read_image(row, self.image)
-            metadata = {
-                "ra": row.ra,
-                "dec": row.dec,
-                "redshift": row.redshift,
-                "image_stretch": row.stretch,
-                "image_pixel_scale_arcsec": row.pixel_scale_arcsec,
-                "image_clipped_fraction": clipped,
-                **spectrum.metadata,
-            }
-            yield Sample(row.name, image, spectrum.flux, spectrum.ivar, metadata)
+        spectrum = read_sdss_spectrum(row.spectrum, self.spectrum)
+        image, clipped = _read_image(row, self.image)
+        metadata = {
+            "ra": row.ra,
+            "dec": row.dec,
+            "redshift": row.redshift,
+            "image_stretch": row.stretch,
+            "image_pixel_scale_arcsec": row.pixel_scale_arcsec,
+            "image_clipped_fraction": clipped,
+            **spectrum.metadata,
+        }
+        return Sample(row.name, image, spectrum.flux, spectrum.ivar, metadata)
 
 
 def _read_table(path: Path) -> list[_Row]:

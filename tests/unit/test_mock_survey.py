@@ -5,18 +5,19 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import multiprocessing
 
+import numpy as np
 import pytest
 
 from astroclip_dist.errors import ConfigError, DataError
 from shards.mock.survey import MockSurvey
-from shards.sample import encode_metadata
+from shards.sample import Sample, encode_metadata
+from shards.source import all_samples
 
 
 def digest(survey: MockSurvey) -> list[str]:
     digests = []
-    for sample in survey.samples():
+    for sample in all_samples(survey):
         content = hashlib.sha256(sample.key.encode() + encode_metadata(sample))
         for array in (sample.image, sample.spectrum, sample.ivar):
             assert array is not None
@@ -25,26 +26,31 @@ def digest(survey: MockSurvey) -> list[str]:
     return digests
 
 
-def test_worker_count_changes_no_byte() -> None:
-    one = digest(MockSurvey(galaxies=40, seed=5, workers=1, stellar_grid="builtin"))
-    two = digest(MockSurvey(galaxies=40, seed=5, workers=2, stellar_grid="builtin"))
-    assert len(one) == 40
-    assert one == two
+def test_a_galaxy_does_not_depend_on_what_is_read_with_it() -> None:
+    survey = MockSurvey(galaxies=40, seed=5, stellar_grid="builtin")
+    together = list(survey.read(0, [3, 17, 30]))
+    (alone,) = survey.read(0, [17])
+    assert isinstance(alone, Sample)
+    assert isinstance(together[1], Sample)
+    assert alone.key == together[1].key == survey.keys(0)[17]
+    np.testing.assert_array_equal(alone.image, together[1].image)
+
+
+def test_partitions_hold_every_galaxy_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shards.mock.survey._PARTITION", 16)
+    survey = MockSurvey(galaxies=40, seed=5, stellar_grid="builtin")
+    keys = [survey.keys(partition) for partition in range(survey.partitions)]
+    assert list(map(len, keys)) == [16, 16, 8]
+    assert [*keys[0], *keys[1], *keys[2]] == [f"mock-5-{index}" for index in range(40)]
+    (last,) = survey.read(2, [7])
+    assert isinstance(last, Sample)
+    assert last.key == "mock-5-39"
 
 
 def test_a_longer_survey_begins_with_the_shorter_one() -> None:
-    short = digest(MockSurvey(galaxies=3, seed=6, workers=1, stellar_grid="builtin"))
-    longer = digest(MockSurvey(galaxies=18, seed=6, workers=1, stellar_grid="builtin"))
+    short = digest(MockSurvey(galaxies=3, seed=6, stellar_grid="builtin"))
+    longer = digest(MockSurvey(galaxies=18, seed=6, stellar_grid="builtin"))
     assert longer[:3] == short
-
-
-def test_stopping_early_ends_the_processes() -> None:
-    before = set(multiprocessing.active_children())
-    samples = MockSurvey(galaxies=10_000, seed=7, workers=2, stellar_grid="builtin").samples()
-    assert next(samples).key == "mock-7-0"
-    assert set(multiprocessing.active_children()) > before
-    samples.close()  # type: ignore[attr-defined]
-    assert set(multiprocessing.active_children()) == before
 
 
 def test_arguments_and_description() -> None:
@@ -53,7 +59,7 @@ def test_arguments_and_description() -> None:
     survey = MockSurvey.from_arguments(
         parser.parse_args(["--galaxies", "9", "--seed", "4", "--stellar-grid", "builtin"])
     )
-    assert len(survey) == 9
+    assert len(survey.keys(0)) == 9
     description = json.loads(json.dumps(survey.describe()))
     assert description["kind"] == "mock"
     assert (description["seed"], description["galaxies"], description["stellar_grid"]) == (4, 9, "builtin")
@@ -66,7 +72,6 @@ def test_arguments_and_description() -> None:
     [
         ({"galaxies": 0}, "--galaxies"),
         ({"galaxies": 1, "seed": -1}, "--seed"),
-        ({"galaxies": 1, "workers": 0}, "--workers"),
     ],
 )
 def test_wrong_numbers_are_refused(arguments: dict[str, int], field: str) -> None:

@@ -11,6 +11,7 @@ from astropy.io import fits
 from astroclip_dist.errors import DataError
 from shards.build import build
 from shards.sample import Sample, check_sample
+from shards.source import all_samples
 from shards.sources.desi_coadd import DesiCoadd
 from shards.sources.desi_high import DesiHigh
 from shards.spectra_grid import wavelengths
@@ -39,8 +40,8 @@ def peak_near(sample: Sample, rest_wavelength: float) -> float:
 
 
 def test_coadds_with_redshifts(with_redshifts: DesiCoadd) -> None:
-    samples = list(with_redshifts.samples())
-    assert len(samples) == len(with_redshifts) == 2
+    samples = list(all_samples(with_redshifts))
+    assert len(samples) == 2
     for sample in samples:
         check_sample(sample, None, with_redshifts.spectrum)
         assert sample.spectrum is not None
@@ -59,7 +60,7 @@ def test_coadds_with_redshifts(with_redshifts: DesiCoadd) -> None:
 
 
 def test_arms_are_copied_alone_and_averaged_in_overlaps(with_redshifts: DesiCoadd, real_data: Path) -> None:
-    sample = next(with_redshifts.samples())
+    sample = next(all_samples(with_redshifts))
     assert sample.spectrum is not None
     assert sample.ivar is not None
     with fits.open(real_data / "desi/fastspecfit/coadd-4-80613-thru20210324.fits", memmap=False) as hdus:
@@ -76,9 +77,8 @@ def test_arms_are_copied_alone_and_averaged_in_overlaps(with_redshifts: DesiCoad
 
 def test_only_good_targets_are_taken_and_masked_pixels_stay_masked(real_data: Path) -> None:
     source = DesiCoadd(sorted((real_data / "desi" / "specutils").glob("coadd-*.fits")), [])
-    samples = {sample.key: sample for sample in source.samples()}
+    samples = {sample.key: sample for sample in all_samples(source)}
     assert sorted(samples) == ["39627866878511337", "39627866878514741", "39633300968442591"]
-    assert (source.describe()["rows"], source.describe()["selected"]) == (10, 3)
     assert all("redshift" not in sample.metadata for sample in samples.values())
     masked = samples["39627866878511337"]
     assert masked.spectrum is not None
@@ -104,7 +104,7 @@ def test_redshifts_must_be_complete_and_unambiguous(real_data: Path) -> None:
     folder = real_data / "desi" / "fastspecfit"
     coadds, tables = sorted(folder.glob("coadd-*.fits")), sorted(folder.glob("redrock-*.fits"))
     with pytest.raises(DataError, match="not in the redrock tables"):
-        list(DesiCoadd(coadds, tables[:1]).samples())
+        list(all_samples(DesiCoadd(coadds, tables[:1])))
     with pytest.raises(DataError, match="has a redshift already"):
         DesiCoadd(coadds, [tables[0], tables[0]])
     with pytest.raises(DataError, match="HDU REDSHIFTS: missing"):
@@ -116,12 +116,12 @@ def test_a_truncated_file_is_named(coadd: Path, part: float) -> None:
     whole = coadd.read_bytes()
     coadd.write_bytes(whole[: int(part * len(whole))])
     with pytest.raises(DataError, match=r"coadd.fits: not a readable FITS file"):
-        DesiCoadd([coadd], [])
+        list(all_samples(DesiCoadd([coadd], [])))
 
 
 def test_single_exposures_are_refused(real_data: Path) -> None:
     with pytest.raises(DataError, match=r"single exposures.*coadd-\*.fits"):
-        DesiCoadd([real_data / "desi/specutils/spectra-sv3-dark-26065.fits"], [])
+        DesiCoadd([real_data / "desi/specutils/spectra-sv3-dark-26065.fits"], []).keys(0)
 
 
 def change(path: Path, name: str, data: np.ndarray | None) -> None:
@@ -146,14 +146,42 @@ def change(path: Path, name: str, data: np.ndarray | None) -> None:
 def test_damaged_contents_are_named(coadd: Path, name: str, data: np.ndarray | None, message: str) -> None:
     change(coadd, name, data)
     with pytest.raises(DataError, match=message):
-        list(DesiCoadd([coadd], []).samples())
+        list(all_samples(DesiCoadd([coadd], [])))
+
+
+def test_a_bad_spectrum_comes_as_an_error_in_its_place(coadd: Path, tmp_path: Path) -> None:
+    source = DesiCoadd([coadd], [])
+    whole = list(source.read(0, [0, 1]))
+    with fits.open(coadd, memmap=False) as hdus:
+        flux, status = hdus["B_FLUX"].data, hdus["FIBERMAP"].data["COADD_FIBERSTATUS"]
+        flux[np.flatnonzero(status == 0)[0], 100] = np.nan
+    change(coadd, "B_FLUX", flux)
+    bad, good = source.read(0, [0, 1])
+    assert isinstance(bad, DataError)
+    assert f"target {source.keys(0)[0]}: " in str(bad)
+    assert "1 values not finite" in str(bad)
+    assert isinstance(good, Sample)
+    assert isinstance(whole[1], Sample)
+    np.testing.assert_array_equal(good.spectrum, whole[1].spectrum)
+
+
+def test_rows_are_read_alone_as_they_are_read_together(with_redshifts: DesiCoadd, real_data: Path) -> None:
+    source = DesiCoadd(sorted((real_data / "desi" / "specutils").glob("coadd-*.fits")), [])
+    partition = next(p for p in range(source.partitions) if len(source.keys(p)) > 1)
+    keys = source.keys(partition)
+    together = list(source.read(partition, range(len(keys))))
+    for row, key in enumerate(keys):
+        (alone,) = source.read(partition, [row])
+        assert isinstance(alone, Sample)
+        assert alone.key == key
+        np.testing.assert_array_equal(alone.spectrum, together[row].spectrum)  # type: ignore[union-attr]
 
 
 def test_commissioning_spectra(real_data: Path) -> None:
     folder = real_data / "desi" / "desihigh"
     source = DesiHigh(sorted(folder.glob("coadd-*.fits")), sorted(folder.glob("zbest-*.fits")))
-    samples = {sample.key: sample for sample in source.samples()}
-    assert len(source) == len(samples) == 20
+    samples = {sample.key: sample for sample in all_samples(source)}
+    assert len(samples) == 20
     for sample in samples.values():
         check_sample(sample, None, source.spectrum)
         assert sample.ivar is None
@@ -163,4 +191,4 @@ def test_commissioning_spectra(real_data: Path) -> None:
     assert peak_near(samples["35191325330507548"], 6564.6) == pytest.approx(6564.6, abs=1.5)
     assert peak_near(samples["35185735917113845"], 3728.5) == pytest.approx(3728.5, abs=2.5)
     with pytest.raises(DataError, match="not in the zbest tables"):
-        list(DesiHigh(sorted(folder.glob("coadd-*.fits")), sorted(folder.glob("zbest-b*.fits"))).samples())
+        list(all_samples(DesiHigh(sorted(folder.glob("coadd-*.fits")), sorted(folder.glob("zbest-b*.fits")))))

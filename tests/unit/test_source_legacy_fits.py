@@ -10,6 +10,7 @@ from astropy.io import fits
 
 from astroclip_dist.errors import DataError
 from shards.sample import check_sample
+from shards.source import all_samples
 from shards.sources.legacy_fits import LegacyFits
 
 
@@ -37,8 +38,8 @@ def cutout(path: Path, *, scale: float = 0.262, size: int = 160, **cards: object
 def test_real_cutouts_of_four_scales(folder: Path) -> None:
     files = [folder / f"example_{letter}.fits" for letter in "abc"]
     source = LegacyFits(files)
-    samples = list(source.samples())
-    assert len(source) == len(samples) == 3
+    samples = list(all_samples(source))
+    assert source.partitions == len(samples) == 3
     for sample in samples:
         check_sample(sample, source.image, None)
         assert sample.spectrum is None
@@ -55,7 +56,7 @@ def test_real_cutouts_of_four_scales(folder: Path) -> None:
 def test_surface_brightness_does_not_depend_on_the_scale_of_the_cutout(folder: Path) -> None:
     """Sky noise in flux per native pixel is that of the survey (some 0.004 in r), at whatever scale it was cut."""
     for letter in "bc":
-        image = next(LegacyFits([folder / f"example_{letter}.fits"]).samples()).image
+        image = next(all_samples(LegacyFits([folder / f"example_{letter}.fits"]))).image
         assert image is not None
         corner = image[1, :25, -25:]
         spread = 1.4826 * np.median(np.abs(corner - np.median(corner)))
@@ -65,8 +66,8 @@ def test_surface_brightness_does_not_depend_on_the_scale_of_the_cutout(folder: P
 def test_missing_data_are_refused_or_zeroed_as_asked(folder: Path) -> None:
     path = folder / "example_bad_pix.fits"
     with pytest.raises(DataError, match=r"example_bad_pix.fits: pixels: NaN or no data in g 8\d"):
-        list(LegacyFits([path]).samples())
-    sample = next(LegacyFits([path], bad_pixels="zero").samples())
+        list(all_samples(LegacyFits([path])))
+    sample = next(all_samples(LegacyFits([path], bad_pixels="zero")))
     assert sample.image is not None
     assert 0.5 < sample.metadata["image_bad_fraction"] < 0.6
     assert (sample.image[0] == 0).mean() > 0.8
@@ -79,12 +80,12 @@ def test_nan_is_refused(tmp_path: Path) -> None:
         hdus[0].data[1, 80, 80] = np.nan
         hdus.writeto(path, overwrite=True)
     with pytest.raises(DataError, match="NaN or no data in"):
-        list(LegacyFits([path]).samples())
+        list(all_samples(LegacyFits([path])))
 
 
 def test_the_native_scale_is_cropped_and_the_key_has_no_dots(tmp_path: Path) -> None:
     path = cutout(tmp_path / "J095521.32+014500.1 (new).fits")
-    sample = next(LegacyFits([path]).samples())
+    sample = next(all_samples(LegacyFits([path])))
     assert sample.key == "J095521_32+014500_1_new_"
     with fits.open(path, memmap=False) as hdus:
         np.testing.assert_array_equal(sample.image, hdus[0].data[:, 4:156, 4:156])
@@ -104,7 +105,7 @@ def test_the_native_scale_is_cropped_and_the_key_has_no_dots(tmp_path: Path) -> 
 def test_wrong_cutouts_are_named(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     path = cutout(tmp_path / "a.fits", **changes)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=message) as caught:
-        list(LegacyFits([path]).samples())
+        list(all_samples(LegacyFits([path])))
     assert str(path) in str(caught.value)
 
 
@@ -112,6 +113,6 @@ def test_a_truncated_file_and_another_format_are_named(folder: Path, tmp_path: P
     path = tmp_path / "a.fits"
     path.write_bytes((folder / "example_a.fits").read_bytes()[:500_000])
     with pytest.raises(DataError, match="not a readable FITS file"):
-        list(LegacyFits([path]).samples())
+        list(all_samples(LegacyFits([path])))
     with pytest.raises(DataError, match="not a readable FITS file"):
-        list(LegacyFits([folder / "example_a.jpeg"]).samples())
+        list(all_samples(LegacyFits([folder / "example_a.jpeg"])))
