@@ -18,6 +18,9 @@ SOURCES = {
     "desi-coadd": "shards.sources.desi_coadd:DesiCoadd",
     "desi-high": "shards.sources.desi_high:DesiHigh",
     "legacy-fits": "shards.sources.legacy_fits:LegacyFits",
+    "stein": "shards.sources.stein_hdf5:SteinHdf5",
+    "astroclip-hdf5": "shards.sources.astroclip_hdf5:AstroclipHdf5",
+    "astroclip-arrow": "shards.sources.astroclip_arrow:AstroclipArrow",
 }
 
 
