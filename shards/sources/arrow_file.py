@@ -31,7 +31,7 @@ class ArrowFile:
 
     Args:
         path: an Arrow stream, or Parquet when its name ends so.
-        split: of ``datasets``, when the folder or the file's name tells.
+        split: its name in ``dataset_dict.json`` or in the file's name, when it is there.
     """
 
     path: Path
@@ -111,9 +111,9 @@ def find_arrow_files(path: Path) -> list[ArrowFile]:
         return [_parquet_file(path)]
     if (path / "dataset_dict.json").is_file():
         splits = _read_json(path / "dataset_dict.json", "splits", str)
-        return [file for split in splits for file in _saved(path / split)]
+        return [file for split in splits for file in _saved(path / split, split)]
     if (path / "state.json").is_file():
-        return _saved(path)
+        return _saved(path, None)
     found = sorted(path.rglob("*.parquet")) if path.is_dir() else []
     if not found:
         raise DataError(
@@ -153,7 +153,7 @@ def _any_between(rows: np.ndarray | None, start: int, end: int) -> bool:
     return rows is None or bool(np.searchsorted(rows, start) < np.searchsorted(rows, end))
 
 
-def _saved(folder: Path) -> list[ArrowFile]:
+def _saved(folder: Path, split: str | None) -> list[ArrowFile]:
     """The files of one Dataset of ``save_to_disk``."""
     state = folder / "state.json"
     files = [entry.get("filename") for entry in _read_json(state, "_data_files", dict)]
@@ -162,8 +162,7 @@ def _saved(folder: Path) -> list[ArrowFile]:
     if _read_json(state, "_indices_data_files", dict, default=[]):
         # Old versions of datasets kept a selection or an order of rows beside the table.
         raise DataError(str(state), "an index table", "Save flatten_indices() of the dataset instead.")
-    split = json.loads(state.read_text()).get("_split")
-    return [ArrowFile(folder / name, split if isinstance(split, str) else None) for name in files]
+    return [ArrowFile(folder / name, split) for name in files]
 
 
 def _read_json(path: Path, field: str, kind: type, default: list[Any] | None = None) -> list[Any]:
