@@ -32,5 +32,9 @@ class DataError(UserError):
     """Survey files, shards or a dataset that cannot be used as they are."""
 
 
+class DamagedError(DataError):
+    """A stored sample, index or shard that is not what its index or manifest says: to be put aside and counted."""
+
+
 class StorageError(UserError):
     """Object storage that does not answer, refuses, or gives back something else than was asked for."""

@@ -7,9 +7,12 @@ environment's standard variables (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, .
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import re
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -40,6 +43,14 @@ class MissingObjectError(StorageError):
     """The object asked for does not exist."""
 
 
+class UnreachableError(StorageError):
+    """The storage does not answer, or not in a way that can be used: it may when it is asked again."""
+
+
+class ShortObjectError(StorageError):
+    """The object ends before the range asked for."""
+
+
 class CredentialsError(StorageError):
     """The storage answered, and refused who is asking."""
 
@@ -47,6 +58,13 @@ class CredentialsError(StorageError):
 class StoredObject(NamedTuple):
     name: str
     size: int
+
+
+class ObjectVersion(NamedTuple):
+    """What an object is at this moment: its bytes change only together with its tag."""
+
+    size: int
+    tag: str
 
 
 class Store:
@@ -97,29 +115,76 @@ class Store:
     def locate(self, name: str) -> str:
         return f"{self.url}/{name}"
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the folder lies on this machine's disk."""
+        return self._root is not None
+
     def local_path(self, name: str) -> Path | None:
         """Where the object lies on this machine's disk, or None for remote storage."""
         return None if self._root is None else self._root / name
 
     def read(self, name: str) -> bytes:
-        return self._call(name, lambda: bytes(obstore.get(self._objects, self._key(name)).bytes()))
-
-    def read_range(self, name: str, start: int, stop: int) -> memoryview:
-        """Bytes [start, stop) of an object, without a copy.
+        """A whole object.
 
         Raises:
-            StorageError: fewer bytes came than were asked for.
+            MissingObjectError, CredentialsError, StorageError
         """
-        data = self._call(
-            name, lambda: memoryview(obstore.get_range(self._objects, self._key(name), start=start, end=stop))
-        )
-        if len(data) != stop - start:
-            raise StorageError(
-                self.locate(name),
-                f"{len(data)} bytes instead of {stop - start} at offset {start}",
-                "The object is shorter than its index says: run `astroclip shards verify` on the dataset.",
-            )
-        return data
+        for pause in self._pauses():
+            try:
+                return self._call(name, lambda: bytes(obstore.get(self._objects, self._key(name)).bytes()))
+            except UnreachableError:
+                if pause is None:
+                    raise
+                time.sleep(pause)
+        raise AssertionError
+
+    def read_range(self, name: str, start: int, stop: int) -> memoryview:
+        """Bytes [start, stop) of an object, without a copy. A connection cut within the body is tried again, too.
+
+        Raises:
+            ShortObjectError: the object ends before ``stop``.
+            MissingObjectError, CredentialsError, StorageError
+        """
+        for pause in self._pauses():
+            try:
+                data = self._call(
+                    name, lambda: memoryview(obstore.get_range(self._objects, self._key(name), start=start, end=stop))
+                )
+                if len(data) == stop - start:
+                    return data
+            except UnreachableError:
+                if pause is None:
+                    raise
+            # Few bytes, or none: either the object is that short, which no retry mends, or the connection was.
+            size = self.version(name).size
+            if size < stop or pause is None:
+                raise ShortObjectError(
+                    self.locate(name),
+                    f"{size} bytes; asked for {start} to {stop}",
+                    "It is shorter than its index says: run `astroclip shards verify` on the dataset.",
+                )
+            time.sleep(pause)
+        raise AssertionError
+
+    def _pauses(self) -> Iterator[float | None]:
+        """Seconds to wait before each further attempt, with backoff and jitter; None once the deadline is over.
+
+        The client's own retries end where a body begins; a connection cut within the body is left to us.
+        """
+        give_up = time.monotonic() + self._deadline_s
+        for attempt in itertools.count():
+            pause = random.uniform(0, min(5.0, 0.1 * 2**attempt))
+            yield pause if time.monotonic() + pause < give_up else None
+
+    def version(self, name: str) -> ObjectVersion:
+        """Size and tag of an object.
+
+        Raises:
+            MissingObjectError, CredentialsError, StorageError
+        """
+        found = self._call(name, lambda: obstore.head(self._objects, self._key(name)))
+        return ObjectVersion(found["size"], found["e_tag"] or found["last_modified"].isoformat())
 
     def put(self, name: str, data: bytes | Path, *, create_only: bool = False) -> None:
         """Write an object whole or not at all.
@@ -208,7 +273,7 @@ class Store:
                 ) from error
             if "No space left" in text or "StorageFull" in text:
                 raise StorageError(where, "no space left on the device", "Free space or write elsewhere.") from error
-            raise StorageError(
+            raise UnreachableError(
                 where, _first_line(error), "Check the URL, AWS_ENDPOINT_URL and that the storage is up."
             ) from error
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from astroclip_dist.config import RunConfig
 from astroclip_dist.data.dataset import Dataset
-from astroclip_dist.data.order import Order
+from astroclip_dist.data.mixture import order_of
 from astroclip_dist.store import Store
 from astroclip_dist.train.run_folder import is_finished, register, withdraw
 
@@ -27,10 +27,10 @@ def launch(config: RunConfig) -> int:
     Raises:
         UserError: configuration, data or storage.
     """
-    dataset = Dataset.open(config.data, ["train"])
+    dataset = Dataset.open(config.data_urls, ["train"], config.data_weights)
     batch = config.batch
-    Order(
-        dataset.shard_samples,
+    order_of(
+        dataset,
         seed=config.seed,
         lanes=batch.lanes,
         global_batch=batch.global_size,

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from astroclip_dist.config.engine import DdpEngine, Engine
 from astroclip_dist.config.objective import ClipAlignment, Objective
 from astroclip_dist.config.strict import Section
-from astroclip_dist.config.units import Length, Seconds, TrainingLength
+from astroclip_dist.config.units import Bytes, Length, Seconds, TrainingLength
 from astroclip_dist.errors import ConfigError, StorageError
 from astroclip_dist.store import normalize_url
 
@@ -25,8 +25,8 @@ def _absolute(url: str) -> str:
         raise ValueError(error.mend) from error
 
 
-def _one_or_more(urls: Any) -> Any:
-    return (urls,) if isinstance(urls, str) else urls
+def _one_or_more(data: Any) -> Any:
+    return (data,) if isinstance(data, str | dict) else data
 
 
 def _tracking_uri(uri: str) -> str:
@@ -37,7 +37,16 @@ def _tracking_uri(uri: str) -> str:
 
 
 Url = Annotated[str, AfterValidator(_absolute)]
-Urls = Annotated[tuple[Url, ...], BeforeValidator(_one_or_more)]
+
+
+class WeightedDataset(Section):
+    """One dataset of a mixture: how many samples of a batch come from it, relative to the others."""
+
+    url: Url
+    weight: float = Field(gt=0)
+
+
+Data = Annotated[tuple[Url | WeightedDataset, ...], BeforeValidator(_one_or_more)]
 
 
 class Batch(Section):
@@ -51,11 +60,21 @@ class Batch(Section):
     window_shards: int = Field(default=2, gt=0, description="whole shards among which a lane's samples are shuffled")
 
 
+class Cache(Section):
+    """A folder on a local disk where shards from object storage are kept; processes of one machine share it."""
+
+    folder: Annotated[str, AfterValidator(lambda path: str(Path(path).expanduser().resolve()))]
+    limit: Bytes = Field(gt=0, description="of the whole folder; the shards used longest ago are removed")
+
+
 class Reading(Section):
     """What a rank spends on reading ahead. It changes speed and memory, never the samples."""
 
     threads: int = Field(default=2, gt=0)
     batches_ahead: int = Field(default=2, gt=0)
+    memory: Bytes = Field(default=8_000_000_000, gt=0, description="of one rank, for batches and fetched windows")
+    requests: int = Field(default=8, gt=0, description="ranged reads in flight at once")
+    cache: Cache | None = None
 
 
 class Optimizer(Section):
@@ -87,6 +106,9 @@ class Tracking(Section):
 class Health(Section):
     """When to give up."""
 
+    quarantine_budget: float = Field(
+        default=0.001, ge=0, le=1, description="share of the training split that may turn out to be unreadable"
+    )
     skipped_steps_budget: int = Field(default=10, ge=0, description="steps with a loss or gradient that is not finite")
     collective_timeout: Seconds = 600.0
     max_restarts: int = Field(default=3, ge=0, description="restarts by the launcher after a failed worker")
@@ -95,7 +117,7 @@ class Health(Section):
 class RunConfig(Section):
     """One training, from the first step to the last checkpoint, across any number of restarts."""
 
-    data: Urls = Field(min_length=1, description="dataset URL or URLs")
+    data: Data = Field(min_length=1, description="dataset URL or URLs, or a list of {url, weight}")
     run: Url = Field(description="run folder URL")
     launcher: Literal["local", "ray"] = "local"
     workers: int = Field(default=1, gt=0, description="world size: processes, one a GPU")
@@ -110,6 +132,12 @@ class RunConfig(Section):
     checkpoint: Checkpoint = Checkpoint()
     tracking: Tracking = Tracking()
     health: Health = Health()
+
+    @model_validator(mode="after")
+    def _all_or_no_weights(self) -> Self:
+        if len({isinstance(dataset, str) for dataset in self.data}) > 1:
+            raise ConfigError("data", list(self.data_urls), "Give a weight with every dataset, or with none.")
+        return self
 
     @model_validator(mode="after")
     def _batch_fits_ranks(self) -> Self:
@@ -130,6 +158,16 @@ class RunConfig(Section):
                 f"It must divide the {local} samples of a rank (batch.global_size / workers).",
             )
         return self
+
+    @property
+    def data_urls(self) -> tuple[str, ...]:
+        return tuple(dataset if isinstance(dataset, str) else dataset.url for dataset in self.data)
+
+    @property
+    def data_weights(self) -> tuple[float, ...] | None:
+        """The weights of a mixture, None when all samples count alike."""
+        weights = tuple(dataset.weight for dataset in self.data if isinstance(dataset, WeightedDataset))
+        return weights or None
 
     @property
     def local_batch(self) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from astroclip_dist.data.manifest import (
     Split,
     read_manifest,
 )
-from astroclip_dist.errors import DataError
+from astroclip_dist.errors import DamagedError, DataError
 from astroclip_dist.store import MissingObjectError, Store
 
 
@@ -37,36 +39,49 @@ class Shard:
         return self.store.locate(self.tar_name)
 
     def read_index(self) -> ShardIndex:
-        """The shard's byte index.
+        """The shard's byte index, its bytes compared with the manifest's hash.
 
         Raises:
-            DataError: missing, damaged, or not that of this shard.
+            DamagedError: missing, damaged, or not that of this shard.
+            CredentialsError, StorageError
         """
         name = f"{self.entry.name}.idx"
-        mend = "Run `astroclip shards verify` on the dataset and build it again."
+        where = self.store.locate(name)
+        mend = "Run `astroclip shards verify` on the dataset; then repair it, or build it again."
         try:
-            index = decode_index(self.store.read(name), self.store.locate(name))
+            data = self.store.read(name)
+            if hashlib.sha256(data).hexdigest() != self.entry.index_sha256:
+                data = self.store.read(name)  # damaged on its way, perhaps
         except MissingObjectError as error:
-            raise DataError(self.store.locate(name), "the shard's index is missing", mend) from error
+            raise DamagedError(where, "the shard's index is missing", mend) from error
+        if hashlib.sha256(data).hexdigest() != self.entry.index_sha256:
+            raise DamagedError(where, "its sha256 is not the manifest's", mend)
+        index = decode_index(data, where)
         if len(index) != self.entry.samples:
-            raise DataError(
-                self.store.locate(name), f"{len(index)} samples; the manifest says {self.entry.samples}", mend
-            )
+            raise DamagedError(where, f"{len(index)} samples; the manifest says {self.entry.samples}", mend)
         return index
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Shards with one layout. Opening costs one manifest a URL; nothing grows with the number of samples."""
+    """Shards that are read together. Opening costs one manifest a URL; nothing grows with the number of samples.
+
+    Attributes:
+        urls: of the datasets.
+        groups: the shards that share an order: all in one group, or, with weights, a group for each URL.
+        weights: samples of each group in a batch, relative to the others; None for a single group.
+        image, spectrum: the layout of all that have images, or spectra.
+    """
 
     urls: tuple[str, ...]
     manifests: tuple[Manifest, ...]
-    shards: tuple[Shard, ...]
+    groups: tuple[tuple[Shard, ...], ...]
+    weights: tuple[float, ...] | None
     image: ImageLayout | None
     spectrum: SpectrumLayout | None
 
     @classmethod
-    def open(cls, urls: Sequence[str], splits: Sequence[Split]) -> Dataset:
+    def open(cls, urls: Sequence[str], splits: Sequence[Split], weights: Sequence[float] | None = None) -> Dataset:
         """Read the manifests of some datasets and take the shards of some splits.
 
         Raises:
@@ -75,28 +90,33 @@ class Dataset:
         """
         stores = [Store(url) for url in urls]
         manifests = tuple(read_manifest(store) for store in stores)
-        for store, manifest in zip(stores[1:], manifests[1:], strict=True):
-            for part in ("image", "spectrum"):
-                if getattr(manifest, part) != getattr(manifests[0], part):
-                    raise DataError(
-                        f"{store.url}: {part} layout",
-                        getattr(manifest, part),
-                        f"Datasets read together have one layout; that of {stores[0].url} differs.",
-                    )
-        shards = tuple(
-            Shard(store, entry, number)
+        groups = [
+            tuple(Shard(store, entry, number) for entry in manifest.shards if entry.split in splits)
             for number, (store, manifest) in enumerate(zip(stores, manifests, strict=True))
-            for entry in manifest.shards
-            if entry.split in splits
+        ]
+        if weights is None:
+            groups = [tuple(shard for group in groups for shard in group)]
+        for group, store in zip(groups, stores, strict=False):
+            if not group:
+                counts = [manifest.counts for manifest in manifests]
+                raise DataError(
+                    f"{store.url if weights else ', '.join(urls)}: split {'+'.join(splits)}",
+                    "no samples",
+                    f"The samples are {counts}: choose another split, or build it with other split fractions.",
+                )
+        return cls(
+            tuple(store.url for store in stores),
+            manifests,
+            tuple(groups),
+            None if weights is None else tuple(weights),
+            _common_layout("image", stores, [manifest.image for manifest in manifests]),
+            _common_layout("spectrum", stores, [manifest.spectrum for manifest in manifests]),
         )
-        if not shards:
-            counts = {split: n for manifest in manifests for split, n in manifest.counts.items()}
-            raise DataError(
-                f"{', '.join(store.url for store in stores)}: split {'+'.join(splits)}",
-                "no samples",
-                f"The dataset has {counts}: choose another split, or build it with other split fractions.",
-            )
-        return cls(tuple(store.url for store in stores), manifests, shards, manifests[0].image, manifests[0].spectrum)
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """All shards, group after group."""
+        return tuple(shard for group in self.groups for shard in group)
 
     @property
     def shard_samples(self) -> np.ndarray:
@@ -107,11 +127,28 @@ class Dataset:
         """Shape and dtype of an array member.
 
         Raises:
-            DataError: the dataset has no such member.
+            DataError: one of the datasets has no such member.
         """
-        layout = self.image if member == "image" else self.spectrum
-        if layout is None or (member == "ivar" and not all(manifest.ivar for manifest in self.manifests)):
-            raise DataError(
-                f"{', '.join(self.urls)}: {member}", "absent", f"Choose a dataset whose samples have {member}."
-            )
+        part = "image" if member == "image" else "spectrum"
+        for url, manifest in zip(self.urls, self.manifests, strict=True):
+            if getattr(manifest, part) is None or (member == "ivar" and not manifest.ivar):
+                raise DataError(f"{url}: {member}", "absent", f"Choose a dataset whose samples have {member}.")
+        layout = getattr(self, part)
+        assert layout is not None
         return layout
+
+
+L = TypeVar("L", ImageLayout, SpectrumLayout)
+
+
+def _common_layout(part: str, stores: Sequence[Store], layouts: Sequence[L | None]) -> L | None:
+    """The layout of those datasets that have one; a dataset without images may lie beside one with them."""
+    found = [(store, layout) for store, layout in zip(stores, layouts, strict=True) if layout is not None]
+    for store, layout in found[1:]:
+        if layout != found[0][1]:
+            raise DataError(
+                f"{store.url}: {part} layout",
+                layout,
+                f"Datasets read together have one layout; that of {found[0][0].url} differs.",
+            )
+    return found[0][1] if found else None

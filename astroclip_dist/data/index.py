@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from astroclip_dist.errors import DataError
+from astroclip_dist.errors import DamagedError
 
 INDEX_VERSION = b"1"
 ARRAY_MEMBERS = ("image", "spectrum", "ivar")
@@ -77,17 +77,17 @@ def decode_index(data: bytes | memoryview, where: str) -> ShardIndex:
     """Parse an ``.idx`` file.
 
     Raises:
-        DataError: not such a file, or one of another version.
+        DamagedError: not such a file, or one of another version.
     """
     mend = "Run `astroclip shards verify` on the dataset and build it again."
     try:
         reader = pa.ipc.open_file(pa.py_buffer(data))
         table = reader.read_all()
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(where, "not a shard index", mend) from error
+        raise DamagedError(where, "not a shard index", mend) from error
     version = (table.schema.metadata or {}).get(b"astroclip_index_version")
     if version != INDEX_VERSION or table.schema.names != SCHEMA.names:
-        raise DataError(where, f"shard index of version {version!r}", mend)
+        raise DamagedError(where, f"shard index of version {version!r}", mend)
 
     def column(name: str, absent: int) -> np.ndarray:
         return table.column(name).fill_null(absent).to_numpy()

@@ -59,18 +59,27 @@ class Order:
         lanes: L, fixed for the life of a run; every world size W with W | L can own whole lanes.
         global_batch: B, samples of a step over all ranks; a multiple of L.
         window_shards: pieces in a window.
+        name: of the dataset, where it is one of several (:mod:`mixture`): its shards are permuted by themselves.
 
     Raises:
         ConfigError: an epoch would have no step.
     """
 
     def __init__(
-        self, shard_samples: np.ndarray, *, seed: int, lanes: int, global_batch: int, window_shards: int
+        self,
+        shard_samples: np.ndarray,
+        *,
+        seed: int,
+        lanes: int,
+        global_batch: int,
+        window_shards: int,
+        name: str = "",
     ) -> None:
         if global_batch % lanes:
             raise ConfigError("batch.global_size", global_batch, f"It must be a multiple of the {lanes} lanes.")
         self.shard_samples = np.asarray(shard_samples, dtype=np.int64)
         self.seed, self.lanes, self.window_shards = seed, lanes, window_shards
+        self._name = name
         self.global_batch = global_batch
         self.samples_per_lane_step = global_batch // lanes
         self.lane_length = int(self.shard_samples.sum()) // lanes
@@ -82,11 +91,12 @@ class Order:
                 f"The split has {int(self.shard_samples.sum())} samples: an epoch would have no step. "
                 "Take a smaller batch, or fewer lanes.",
             )
+        self.used_length = self.steps_per_epoch * self.samples_per_lane_step
         self._epoch = lru_cache(maxsize=2)(self._lay_out)
 
     def _lay_out(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The epoch's permutation of shards, and where each begins on the line (with the line's end)."""
-        shards = permutation(stream_key("shards", self.seed, epoch), len(self.shard_samples))
+        shards = permutation(stream_key(f"{self._name}shards", self.seed, epoch), len(self.shard_samples))
         return shards, np.concatenate(([0], np.cumsum(self.shard_samples[shards])))
 
     def windows(self, epoch: int, lane: int) -> list[Window]:
@@ -116,7 +126,8 @@ class Order:
         """
         piece = np.repeat(np.arange(len(window.pieces)), [len(p) for p in window.pieces])
         row = np.concatenate([np.arange(p.start, p.stop) for p in window.pieces])
-        shuffled = permutation(stream_key("window", self.seed, window.epoch, window.lane, window.number), len(window))
+        key = stream_key(f"{self._name}window", self.seed, window.epoch, window.lane, window.number)
+        shuffled = permutation(key, len(window))
         return piece[shuffled], row[shuffled]
 
     def step_samples(self, epoch: int, step: int) -> np.ndarray:
@@ -133,6 +144,23 @@ class Order:
                     inside = slice(low - window.start, high - window.start)
                     batch[lane, low - first : high - first] = np.stack([shard[inside], row[inside]], axis=-1)
         return batch
+
+    @property
+    def components(self) -> tuple[Order, ...]:
+        """The orders that a batch is filled from: this one alone. (A :class:`Mixture` has several.)"""
+        return (self,)
+
+    def turns(self, cursor: Cursor) -> np.ndarray:
+        """(B / L,) int64: the component that each place of a lane's part of the batch is filled from."""
+        return np.zeros(self.samples_per_lane_step, dtype=np.int64)
+
+    def start(self, cursor: Cursor) -> list[tuple[int, int]]:
+        """For each component, its own epoch and the position in its lanes at a cursor."""
+        return [(cursor.epoch, cursor.step * self.samples_per_lane_step)]
+
+    def step_of(self, component: int, epoch: int, position: int) -> int:
+        """The step (counted from the run's start) that takes a position of the lanes."""
+        return epoch * self.steps_per_epoch + position // self.samples_per_lane_step
 
     def next(self, cursor: Cursor) -> Cursor:
         """The cursor after one step."""

@@ -1,64 +1,32 @@
-"""Bytes of shards to arrays of a batch: one ranged read a piece, every member checked, one copy.
-
-A shard on this machine's disk is read straight from its file into the batch; one on object storage is fetched as a
-range, held in memory, and copied from there.
-"""
+"""Samples of (a part of) a shard, straight into the arrays of a batch: one read a sample, every member checked."""
 
 from __future__ import annotations
 
 import io
 import os
+import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from isal import isal_zlib
 
 from astroclip_dist.data.dataset import Shard
-from astroclip_dist.data.index import MemberTable, ShardIndex
+from astroclip_dist.data.index import ShardIndex
 from astroclip_dist.data.order import Piece
-from astroclip_dist.errors import DataError
+from astroclip_dist.data.shard_bytes import FetchedBytes, Fetcher, FileBytes, RemoteBytes, ShardBytes
+from astroclip_dist.data.shard_cache import ShardCache
+from astroclip_dist.errors import DamagedError, DataError
+from astroclip_dist.store import MissingObjectError, ShortObjectError
 
 # What lies between the members of a sample that are read together (tar headers, a member that nobody asked for).
 _SKIPPED = memoryview(bytearray(64 << 10))
 _MEND = "Run `astroclip shards verify` on the dataset; then rebuild it or restore the shard."
-
-
-class _Bytes(Protocol):
-    def read_into(self, offset: int, buffers: list[memoryview]) -> int: ...
-
-
-class _LocalBytes:
-    """A file: the kernel copies from its page cache into the batch."""
-
-    def __init__(self, path: os.PathLike[str]) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY)
-
-    def read_into(self, offset: int, buffers: list[memoryview]) -> int:
-        return os.preadv(self._descriptor, buffers, offset)
-
-    def __del__(self) -> None:
-        # Rows of a batch that is still being filled may outlive their window: the last one closes the file.
-        if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
-
-
-class _FetchedBytes:
-    """A range of a remote object, held in memory."""
-
-    def __init__(self, data: memoryview, begin: int) -> None:
-        self._data, self._begin = data, begin
-
-    def read_into(self, offset: int, buffers: list[memoryview]) -> int:
-        at = offset - self._begin
-        done = 0
-        for buffer in buffers:
-            part = self._data[at + done : at + done + len(buffer)]
-            buffer[: len(part)] = part
-            done += len(part)
-        return done
+# How often a sample that came damaged from object storage is fetched again before it counts as damaged there.
+_SECOND_LOOKS = 3
 
 
 class Slot(NamedTuple):
@@ -81,14 +49,35 @@ class LoadedPiece:
 
     shard: Shard
     index: ShardIndex
-    source: _Bytes
+    source: ShardBytes
 
     def read_arrays(self, row: int, slots: Sequence[Slot]) -> None:
         """Read array members of one sample, each into its slot; neighbours in the tar in one read.
 
+        Bytes from object storage that are not what the index says are fetched again, a few times.
+
         Raises:
-            DataError: absent, of another shape or dtype, cut short, or with another crc32 than the index says.
+            DamagedError: of another shape or dtype, cut short, or with another crc32 than the index says.
+            DataError: a member that the sample does not have.
+            StorageError: the storage does not answer.
         """
+        try:
+            self._read(self.source, row, slots)
+            return
+        except DamagedError:
+            if self.shard.store.is_local:
+                raise
+        self.source.discard()
+        for look in range(_SECOND_LOOKS):
+            try:
+                self._read(RemoteBytes(self.shard.store, self.shard.tar_name), row, slots)
+                return
+            except (DamagedError, ShortObjectError):
+                if look + 1 == _SECOND_LOOKS:
+                    raise
+            time.sleep(random.uniform(0, 0.2 * 2**look))
+
+    def _read(self, source: ShardBytes, row: int, slots: Sequence[Slot]) -> None:
         headers: list[bytearray] = []
         run: list[memoryview] = []
         begin = end = 0
@@ -96,7 +85,7 @@ class LoadedPiece:
             offset, header = self._place(row, slot)
             headers.append(header)
             if run and not 0 <= offset - end <= len(_SKIPPED):
-                self._read_run(row, slots, begin, end, run)
+                self._read_run(source, row, slots, begin, end, run)
                 run = []
             if run:
                 run.append(_SKIPPED[: offset - end])
@@ -104,72 +93,128 @@ class LoadedPiece:
                 begin = offset
             run += (memoryview(header), slot.into)
             end = offset + len(header) + len(slot.into)
-        self._read_run(row, slots, begin, end, run)
+        self._read_run(source, row, slots, begin, end, run)
         for slot, header in zip(slots, headers, strict=True):
-            crc32 = isal_zlib.crc32(slot.into, isal_zlib.crc32(header))
-            expected = int(self.index.members[slot.member].crc32[row])
+            dtype, shape, header_crc32 = _parse_npy_header(bytes(header))
+            crc32 = isal_zlib.crc32(slot.into, header_crc32)
+            expected = self.index.members[slot.member].crc32.item(row)
             if crc32 != expected:
-                raise self._error(slot.member, row, f"crc32 {crc32:08x}, index says {expected:08x}", _MEND)
-            found, wanted = _parse_npy_header(bytes(header)), (slot.dtype, slot.shape)
-            if found != wanted:
-                raise self._error(slot.member, row, f"holds {found}, the manifest says {wanted}", _MEND)
+                raise self._damaged(slot.member, row, f"crc32 {crc32:08x}, index says {expected:08x}")
+            if dtype != slot.dtype or shape != slot.shape:
+                what = f"holds {dtype} {shape}, the manifest says {slot.dtype} {slot.shape}"
+                raise self._damaged(slot.member, row, what)
 
     def _place(self, row: int, slot: Slot) -> tuple[int, bytearray]:
         """Where a member begins in the tar, and room for its .npy header."""
         table = self.index.members[slot.member]
-        offset, length = int(table.offset[row]), int(table.length[row])
+        offset, length = table.offset.item(row), table.length.item(row)
         if offset < 0:
-            raise self._error(slot.member, row, "absent", "This objective needs it: choose a dataset that has it.")
+            raise DataError(
+                self._where(slot.member, row), "absent", "This objective needs it: choose a dataset that has it."
+            )
         header_size = length - len(slot.into)
         if not 10 <= header_size <= 4096:
-            raise self._error(slot.member, row, f"{length} bytes cannot hold {slot.dtype} {slot.shape}", _MEND)
+            raise self._damaged(slot.member, row, f"{length} bytes cannot hold {slot.dtype} {slot.shape}")
         return offset, bytearray(header_size)
 
-    def _read_run(self, row: int, slots: Sequence[Slot], begin: int, end: int, buffers: list[memoryview]) -> None:
-        got = self.source.read_into(begin, buffers)
+    def _read_run(
+        self,
+        source: ShardBytes,
+        row: int,
+        slots: Sequence[Slot],
+        begin: int,
+        end: int,
+        buffers: list[memoryview],
+    ) -> None:
+        got = source.read_into(begin, buffers)
         if got == end - begin:
             return
         for slot in slots:
             table = self.index.members[slot.member]
-            offset, length = int(table.offset[row]), int(table.length[row])
+            offset, length = table.offset.item(row), table.length.item(row)
             if begin + got < offset + length <= end:
                 there = max(begin + got - offset, 0)
-                raise self._error(slot.member, row, f"{there} bytes instead of {length}", _MEND)
+                raise self._damaged(slot.member, row, f"{there} bytes instead of {length}")
 
     def read_json(self, row: int) -> bytes:
-        """The bytes of ``KEY.json``, checked like an array."""
-        table: MemberTable = self.index.members["json"]
-        data = bytearray(int(table.length[row]))
-        got = self.source.read_into(int(table.offset[row]), [memoryview(data)])
-        if got != len(data) or isal_zlib.crc32(data) != int(table.crc32[row]):
-            raise self._error("json", row, "damaged", _MEND)
+        """The bytes of ``KEY.json``, checked like an array.
+
+        Raises:
+            DamagedError: not what the index says.
+        """
+        table = self.index.members["json"]
+        data = bytearray(table.length.item(row))
+        got = self.source.read_into(table.offset.item(row), [memoryview(data)])
+        if got != len(data) or isal_zlib.crc32(data) != table.crc32.item(row):
+            raise self._damaged("json", row, "not what the index says")
         return bytes(data)
 
-    def _error(self, member: str, row: int, value: str, mend: str) -> DataError:
-        return DataError(f"{self.shard.url}: sample {self.index.keys[row]}: {member}", value, mend)
+    def _damaged(self, member: str, row: int, what: str) -> DamagedError:
+        return DamagedError(self._where(member, row), what, _MEND)
+
+    def _where(self, member: str, row: int) -> str:
+        return f"{self.shard.url}: sample {self.index.keys[row]}: {member}"
 
 
-def load_piece(shard: Shard, piece: Piece, members: Sequence[str]) -> LoadedPiece:
-    """Open a piece of a shard for reading; from object storage this fetches its bytes in one ranged read."""
+def load_piece(
+    shard: Shard,
+    piece: Piece,
+    members: Sequence[str],
+    fetcher: Fetcher | None = None,
+    cache: ShardCache | None = None,
+) -> LoadedPiece:
+    """Open a piece of a shard for reading.
+
+    A shard on this machine's disk is read straight from its file into the batch. One on object storage is copied into
+    the cache, where there is one, and read from there; else the piece's bytes are fetched into memory.
+
+    Args:
+        fetcher: for concurrent requests; without it the piece is one ranged read.
+
+    Raises:
+        DamagedError: the tar or its index is missing, short or damaged.
+        CredentialsError, StorageError
+    """
     index = shard.read_index()
+    return LoadedPiece(shard, index, _open(shard, index, piece, members, fetcher, cache))
+
+
+def _open(
+    shard: Shard,
+    index: ShardIndex,
+    piece: Piece,
+    members: Sequence[str],
+    fetcher: Fetcher | None,
+    cache: ShardCache | None,
+) -> ShardBytes:
     path = shard.store.local_path(shard.tar_name)
-    if path is not None:
-        try:
-            return LoadedPiece(shard, index, _LocalBytes(path))
-        except OSError as error:
-            raise DataError(shard.url, error.strerror, _MEND) from error
-    first, last = index.span(piece.start, piece.stop, members)
-    return LoadedPiece(shard, index, _FetchedBytes(shard.store.read_range(shard.tar_name, first, last), first))
+    try:
+        if path is not None:
+            return FileBytes(os.open(path, os.O_RDONLY))
+        if cache is not None:
+            return cache.open(shard)
+        first, last = index.span(piece.start, piece.stop, members)
+        if fetcher is None:
+            whole = shard.store.read_range(shard.tar_name, first, last)
+            return FetchedBytes([whole], first, len(whole))
+        return FetchedBytes(fetcher.chunks(shard.store, shard.tar_name, first, last), first)
+    except (MissingObjectError, FileNotFoundError) as error:
+        raise DamagedError(shard.url, "the tar is missing", _MEND) from error
+    except ShortObjectError as error:
+        raise DamagedError(shard.url, error.value, _MEND) from error
+    except OSError as error:
+        raise DamagedError(shard.url, error.strerror, _MEND) from error
 
 
 @lru_cache(maxsize=64)
-def _parse_npy_header(header: bytes) -> tuple[np.dtype, tuple[int, ...]]:
-    """dtype and shape from the header of a .npy member; all members of a dataset share a few distinct headers."""
+def _parse_npy_header(header: bytes) -> tuple[np.dtype, tuple[int, ...], int]:
+    """dtype, shape and crc32 of the header of a .npy member; all members of a dataset share a few distinct headers."""
     stream = io.BytesIO(header)
+    crc32 = isal_zlib.crc32(header)
     try:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran_order, dtype = read(stream)
     except ValueError:
-        return np.dtype("V"), ()
-    return (np.dtype("V"), ()) if fortran_order else (dtype, shape)
+        return np.dtype("V"), (), crc32
+    return (np.dtype("V"), (), crc32) if fortran_order else (dtype, shape, crc32)

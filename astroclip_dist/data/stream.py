@@ -1,6 +1,6 @@
 """The batches of one rank, from a cursor on: windows fetched ahead by threads, batches filled ahead by threads.
 
-    order ──windows of the rank's lanes──> fetch (pool) ──pieces──> fill (pool) ──> queue of batches ──> training
+    order ──windows of the rank's lanes──> budget ──> load (pool) ──> fill (pool) ──> queue of batches ──> training
 
 Threads, not processes: fetching, checking and copying all happen outside Python's interpreter lock, there is nothing to
 fork and nothing to send between processes.
@@ -13,18 +13,30 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from astroclip_dist.config.run import Reading
 from astroclip_dist.data.batch_memory import BatchMemory
 from astroclip_dist.data.dataset import Dataset
+from astroclip_dist.data.filling import BatchArrays
 from astroclip_dist.data.manifest import key_hash
-from astroclip_dist.data.order import Cursor, Order, Window
-from astroclip_dist.data.reader import LoadedPiece, Slot, load_piece
-from astroclip_dist.errors import DataError, StorageError
+from astroclip_dist.data.mixture import SampleOrder
+from astroclip_dist.data.order import Cursor, Window
+from astroclip_dist.data.quarantine import Quarantine
+from astroclip_dist.data.reader import LoadedPiece, load_piece
+from astroclip_dist.data.refill import PlaceFiller
+from astroclip_dist.data.room import check_cache, check_memory, window_bytes
+from astroclip_dist.data.shard_bytes import Fetcher
+from astroclip_dist.data.shard_cache import ShardCache
+from astroclip_dist.data.window import LoadedWindow, Need, needs
+from astroclip_dist.data.window_budget import WindowBudget
+from astroclip_dist.errors import DamagedError, DataError, StorageError, UserError
+
+# Windows of a lane that are in use, ready, or being loaded, whatever their size.
+_WINDOWS_A_LANE = 3
+_LOADERS = 2
 
 
 @dataclass(frozen=True)
@@ -35,89 +47,36 @@ class Batch:
         cursor: the step they belong to.
         keys: n survey identifiers.
         sample_ids: (n,) uint64, the keys' 64-bit identities.
+        epochs: (n,) int64, how often the samples' dataset was gone through before: with the identity, what random
+            draws are keyed by.
         members: tensors on the CPU (pinned when CUDA is there), (n, *shape), in the dataset's dtype.
     """
 
     cursor: Cursor
     keys: list[str]
     sample_ids: np.ndarray
+    epochs: np.ndarray
     members: dict[str, Tensor]
 
 
-class Row(NamedTuple):
-    """A sample of a loaded piece."""
+class _LaneReader:
+    """Hands out the samples of one lane and component in their order."""
 
-    piece: LoadedPiece
-    row: int
-
-
-def fill(
-    rows: Sequence[Row],
-    dataset: Dataset,
-    members: Sequence[str],
-    pool: ThreadPoolExecutor,
-    memory: BatchMemory | None = None,
-) -> dict[str, Tensor]:
-    """Read some samples' array members into tensors, (len(rows), *shape) each, of new memory unless some is given."""
-    memory = memory or BatchMemory()
-    tensors: dict[str, Tensor] = {}
-    layouts = []
-    for member in members:
-        layout = dataset.layout(member)
-        dtype, shape = np.dtype(layout.dtype), tuple(layout.shape)
-        tensors[member] = memory.tensor((len(rows), *shape), getattr(torch, layout.dtype))
-        flat = memoryview(tensors[member].numpy().reshape(-1).view(np.uint8))  # type: ignore[arg-type]
-        layouts.append((member, flat, len(flat) // len(rows), dtype, shape))
-
-    def read(first: int, last: int) -> None:
-        for at in range(first, last):
-            slots = [
-                Slot(member, flat[at * size : (at + 1) * size], dtype, shape)
-                for member, flat, size, dtype, shape in layouts
-            ]
-            rows[at].piece.read_arrays(rows[at].row, slots)
-
-    # Several tasks a thread, so that no thread waits long for the others at the end.
-    step = max(1, len(rows) // (4 * pool._max_workers))
-    tasks = [pool.submit(read, at, min(at + step, len(rows))) for at in range(0, len(rows), step)]
-    for task in tasks:
-        task.result()
-    return tensors
-
-
-class _Lane:
-    """One lane from a cursor on: hands out samples, and has the next window fetched while the current one is used."""
-
-    def __init__(self, stream: Stream, lane: int, cursor: Cursor) -> None:
-        self._stream, self._lane = stream, lane
-        self._windows = self._windows_from(cursor)
-        self._ahead = stream.fetch(*next(self._windows))
-        self._rows: list[Row] = []
+    def __init__(self) -> None:
+        self.windows: queue.SimpleQueue[Future[LoadedWindow]] = queue.SimpleQueue()
+        self._current: LoadedWindow | None = None
         self._at = 0
 
-    def _windows_from(self, cursor: Cursor) -> Iterator[tuple[Window, slice]]:
-        """Windows still to read, epoch after epoch, each with the part of its samples that is used: not those before
-        the cursor, not those that the epoch drops at the lane's end."""
-        order = self._stream.order
-        used = order.steps_per_epoch * order.samples_per_lane_step
-        epoch, position = cursor.epoch, cursor.step * order.samples_per_lane_step
-        while True:
-            for window in order.windows(epoch, self._lane):
-                part = slice(max(position - window.start, 0), min(used - window.start, len(window)))
-                if part.start < part.stop:
-                    yield window, part
-            epoch, position = epoch + 1, 0
-
-    def take(self, count: int) -> list[Row]:
-        taken: list[Row] = []
-        while len(taken) < count:
-            if self._at == len(self._rows):
-                self._rows, self._at = self._ahead.result(), 0
-                self._ahead = self._stream.fetch(*next(self._windows))
-            part = self._rows[self._at : self._at + count - len(taken)]
-            taken += part
-            self._at += len(part)
-        return taken
+    def take(self, count: int) -> Iterator[tuple[LoadedWindow, int, int]]:
+        """The next samples as runs (window, first place, places)."""
+        while count:
+            window = self._current or self.windows.get().result()
+            at = self._at if self._current else window.need.part.start
+            run = min(count, window.need.part.stop - at)
+            # A window that is used up is let go at once: the next one may wait for its memory.
+            self._current, self._at = (window, at + run) if at + run < window.need.part.stop else (None, 0)
+            yield window, at, run
+            count -= run
 
 
 class Stream:
@@ -129,35 +88,49 @@ class Stream:
         members: what the objective needs, of ``image``, ``spectrum``, ``ivar``.
         rank, world_size: which lanes are read; the world size divides the lanes.
         cursor: the first step.
-        threads: of each pool.
-        batches_ahead: batches filled before they are asked for.
+        reading: threads, memory and cache; never changes the samples.
+        quarantine: where damaged samples and shards are put aside, others filling their places; None: the first
+            damaged one is an error.
+
+    Raises:
+        ConfigError: memory or cache that cannot hold one window of each lane.
     """
 
     def __init__(
         self,
         dataset: Dataset,
-        order: Order,
+        order: SampleOrder,
         members: Sequence[str],
         *,
         rank: int,
         world_size: int,
         cursor: Cursor,
-        threads: int = 2,
-        batches_ahead: int = 2,
+        reading: Reading = Reading(),  # noqa: B008 (it cannot change)
+        quarantine: Quarantine | None = None,
     ) -> None:
-        self.dataset, self.order, self.members = dataset, order, tuple(members)
-        self.rank = rank
+        self.dataset, self.order, self.members, self.rank = dataset, order, tuple(members), rank
         lanes = order.lanes // world_size
-        self._fetchers = ThreadPoolExecutor(threads, "fetch")
-        self._fillers = ThreadPoolExecutor(threads, "fill")
-        self._memory = BatchMemory()
-        self._queue: queue.Queue[Batch | BaseException] = queue.Queue(batches_ahead)
-        self._stopped = threading.Event()
-        for member in self.members:
-            dataset.layout(member)
         self._lanes = range(rank * lanes, (rank + 1) * lanes)
-        self._thread = threading.Thread(target=self._run, args=(cursor,), name="stream", daemon=True)
-        self._thread.start()
+        self._samples = lanes * order.samples_per_lane_step
+        check_cache(dataset, order, lanes, reading)
+        room = check_memory(dataset, order, self.members, lanes, reading)
+        self._in_memory = reading.cache is None
+        self._budget = WindowBudget(room, _WINDOWS_A_LANE * lanes * len(order.components))
+        self._fetcher = Fetcher(reading.requests)
+        cache = reading.cache
+        self._cache = ShardCache(cache.folder, cache.limit, self._fetcher) if cache else None
+        self._quarantine = quarantine
+        self._filler = PlaceFiller(order, self._load, quarantine)
+        self._memory = BatchMemory()
+        self._loaders = ThreadPoolExecutor(_LOADERS, "load")
+        self._fillers, self._threads = ThreadPoolExecutor(reading.threads, "fill"), reading.threads
+        self._readers = {
+            (lane, component): _LaneReader() for lane in self._lanes for component in range(len(order.components))
+        }
+        self._queue: queue.Queue[Batch | BaseException] = queue.Queue(reading.batches_ahead)
+        self._stopped = threading.Event()
+        threading.Thread(target=self._load_ahead, args=(cursor,), name="load-ahead", daemon=True).start()
+        threading.Thread(target=self._fill_ahead, args=(cursor,), name="fill-ahead", daemon=True).start()
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -166,7 +139,7 @@ class Stream:
         """The next batch; endless, epoch after epoch.
 
         Raises:
-            DataError, StorageError: with the shard, sample, lane and rank.
+            DataError, StorageError: with the URL, shard, sample, lane and rank.
         """
         item = self._queue.get()
         if isinstance(item, BaseException):
@@ -175,10 +148,13 @@ class Stream:
         return item
 
     def close(self) -> None:
-        """Stop all threads. A fetch in flight is waited for no longer than its own deadline, in the background."""
+        """Stop all threads. A request in flight is waited for no longer than its own deadline, in the background."""
         self._stopped.set()
-        self._fetchers.shutdown(wait=False, cancel_futures=True)
-        self._fillers.shutdown(wait=False, cancel_futures=True)
+        self._budget.close()
+        self._fetcher.close()
+        for pool in (self._loaders, self._fillers):
+            pool.shutdown(wait=False, cancel_futures=True)
+        self._end_readers(DataError("stream", "closed", "Open another one."))
 
     def __enter__(self) -> Stream:
         return self
@@ -186,42 +162,89 @@ class Stream:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def fetch(self, window: Window, part: slice) -> Future[list[Row]]:
-        """Have a window's pieces loaded; gives a part of its samples in training order."""
-        return self._fetchers.submit(self._load, window, part)
+    def _end_readers(self, error: BaseException) -> None:
+        for reader in self._readers.values():
+            end: Future[LoadedWindow] = Future()
+            end.set_exception(error)
+            reader.windows.put(end)
 
-    def _load(self, window: Window, part: slice) -> list[Row]:
+    def _load_ahead(self, cursor: Cursor) -> None:
+        """Load windows in the order in which they are needed, as far ahead as the budget allows."""
         try:
-            pieces = [load_piece(self.dataset.shards[p.shard], p, self.members) for p in window.pieces]
-        except (DataError, StorageError) as error:
-            raise type(error)(
-                f"rank {self.rank}, lane {window.lane}, {error.field}", error.value, error.mend
-            ) from error
-        numbers, rows = self.order.window_samples(window)
-        return [
-            Row(pieces[number], row) for number, row in zip(numbers[part].tolist(), rows[part].tolist(), strict=True)
-        ]
+            for need in needs(self.order, self._lanes, cursor):
+                size = window_bytes(self.dataset.groups[need.component], need.window) if self._in_memory else 0
+                if not self._budget.take(size):
+                    return
+                self._readers[need.lane, need.component].windows.put(self._loaders.submit(self._load_need, need, size))
+        except BaseException as error:
+            if not self._stopped.is_set():
+                self._end_readers(error)
 
-    def _run(self, cursor: Cursor) -> None:
+    def _load_need(self, need: Need, size: int) -> LoadedWindow:
         try:
-            lanes = [_Lane(self, lane, cursor) for lane in self._lanes]
+            return self._load(need.window, need.component, need, size)
+        except UserError as error:
+            raise self._placed(error, need.lane) from error
+
+    def _load(self, window: Window, component: int, need: Need | None = None, size: int | None = None) -> LoadedWindow:
+        shards = [self.dataset.groups[component][piece.shard] for piece in window.pieces]
+        pieces: list[LoadedPiece | DamagedError] = []
+        for shard, piece in zip(shards, window.pieces, strict=True):
+            try:
+                if self._quarantine and (shard.url, "") in self._quarantine:
+                    raise DamagedError(shard.url, "in quarantine", "Remove it from the run's quarantine file.")
+                pieces.append(load_piece(shard, piece, self.members, self._fetcher, self._cache))
+            except DamagedError as error:
+                if self._quarantine is None:
+                    raise
+                pieces.append(error)
+        numbers, rows = self.order.components[component].window_samples(window)
+        need = need or Need(0, window.lane, component, window, slice(0, len(window)))
+        release = (lambda: None) if size is None else lambda: self._budget.give_back(size)
+        return LoadedWindow(need, pieces, shards, numbers, rows, release)
+
+    def _fill_ahead(self, cursor: Cursor) -> None:
+        try:
             while not self._stopped.is_set():
-                self._offer(self._assemble(lanes, cursor))
+                self._offer(self._assemble(cursor))
                 cursor = self.order.next(cursor)
         except BaseException as error:  # handed to the training thread, which raises it
             self._offer(error)
 
-    def _assemble(self, lanes: list[_Lane], cursor: Cursor) -> Batch:
-        rows: list[Row] = []
-        for lane in lanes:
-            rows += lane.take(self.order.samples_per_lane_step)
-        keys = [row.piece.index.keys[row.row] for row in rows]
-        try:
-            members = fill(rows, self.dataset, self.members, self._fillers, self._memory)
-        except DataError as error:
-            raise DataError(f"rank {self.rank}, {error.field}", error.value, error.mend) from error
+    def _assemble(self, cursor: Cursor) -> Batch:
+        arrays = BatchArrays(self.dataset, self.members, self._samples, self._memory)
+        keys = [""] * self._samples
+        epochs = np.empty(self._samples, np.int64)
+        turns = self.order.turns(cursor)
+        # Several tasks a thread, so that no thread waits long for the others at the end.
+        step = max(1, self._samples // (4 * self._threads))
+        tasks = []
+        for number, lane in enumerate(self._lanes):
+            for component in range(len(self.order.components)):
+                places = number * len(turns) + np.flatnonzero(turns == component)
+                taken = 0
+                for window, first, count in self._readers[lane, component].take(len(places)):
+                    epochs[places[taken : taken + count]] = window.need.window.epoch
+                    for at in range(0, count, step):
+                        into = places[taken + at : min(taken + at + step, taken + count)].tolist()
+                        tasks.append(self._fillers.submit(self._fill, window, first + at, into, arrays, keys))
+                    taken += count
+        for task in tasks:
+            task.result()
         ids = np.fromiter(map(key_hash, keys), dtype=np.uint64, count=len(keys))
-        return Batch(cursor, keys, ids, members)
+        return Batch(cursor, keys, ids, epochs, arrays.tensors)
+
+    def _fill(self, window: LoadedWindow, first: int, places: list[int], arrays: BatchArrays, keys: list[str]) -> None:
+        try:
+            for at, place in enumerate(places):
+                keys[place] = self._filler.fill(window, first + at, arrays.slots(place))
+        except UserError as error:
+            raise self._placed(error, window.need.lane) from error
+        window.used(len(places))
+
+    def _placed(self, error: UserError, lane: int) -> UserError:
+        kind = StorageError if isinstance(error, StorageError) else DataError
+        return kind(f"rank {self.rank}, lane {lane}, {error.field}", error.value, error.mend)
 
     def _offer(self, item: Batch | BaseException) -> None:
         while not self._stopped.is_set():

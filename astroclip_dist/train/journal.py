@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from astroclip_dist.config import RunConfig
 from astroclip_dist.data.order import Cursor
+from astroclip_dist.data.quarantine import BadData
 from astroclip_dist.parallel.process_group import Ranks
 from astroclip_dist.store import Store, normalize_url
 from astroclip_dist.train.checkpoint import Progress
@@ -118,6 +120,16 @@ class Journal:
                 loss=str(loss),
                 gradient_norm=str(gradient_norm),
                 keys=not_finite[:64],
+            )
+
+    def quarantined(self, progress: Progress, bad: Sequence[BadData]) -> None:
+        """Samples and shards that were put aside since the last step; ``quarantine.jsonl`` has all of them."""
+        if self._ranks.is_first:
+            self._events.write(
+                "quarantined",
+                step=progress.step,
+                samples=sum(item.samples for item in bad),
+                what=[item.why for item in bad[:16]],
             )
 
     def saved(self, checkpoint: str, progress: Progress) -> None:

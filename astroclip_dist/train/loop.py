@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,8 @@ from torch import Tensor
 from astroclip_dist.config import RunConfig
 from astroclip_dist.data.dataset import Dataset
 from astroclip_dist.data.draws import stream_key
-from astroclip_dist.data.order import Order
+from astroclip_dist.data.mixture import SampleOrder, order_of
+from astroclip_dist.data.quarantine import BadData
 from astroclip_dist.data.stream import Stream
 from astroclip_dist.errors import ConfigError, DataError
 from astroclip_dist.objectives import Objective, build_objective
@@ -23,6 +25,7 @@ from astroclip_dist.store import Store
 from astroclip_dist.train.checkpoint import Progress, restore, save
 from astroclip_dist.train.failure import failing_together
 from astroclip_dist.train.journal import Journal
+from astroclip_dist.train.quarantine import RunQuarantine
 from astroclip_dist.train.schedule import WarmupCosine
 from astroclip_dist.train.weights import export_weights
 
@@ -55,15 +58,17 @@ def train(config: RunConfig) -> Progress:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """One step: its loss over the global batch, the gradient's norm over all ranks, other terms to log."""
+    """One step: its loss over the global batch, the gradient's norm over all ranks, other terms to log, and the bad
+    samples that the ranks told each other of."""
 
     loss: float
     gradient_norm: float
     terms: dict[str, Tensor]
+    quarantined: list[BadData]
 
     @property
     def applied(self) -> bool:
-        return bool(torch.isfinite(torch.tensor([self.loss, self.gradient_norm])).all())
+        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
 class _Training:
@@ -72,15 +77,17 @@ class _Training:
             raise ConfigError("workers", config.workers, f"The launcher started {ranks.world_size} processes.")
         self.config, self.ranks = config, ranks
         self.store = Store(config.run)
-        self.dataset = Dataset.open(config.data, ["train"])
+        self.dataset = Dataset.open(config.data_urls, ["train"], config.data_weights)
         batch = config.batch
-        self.order = Order(
-            self.dataset.shard_samples,
+        self.order: SampleOrder = order_of(
+            self.dataset,
             seed=config.seed,
             lanes=batch.lanes,
             global_batch=batch.global_size,
             window_shards=batch.window_shards,
         )
+        budget = int(config.health.quarantine_budget * self.dataset.shard_samples.sum())
+        self.quarantine = RunQuarantine(self.store, ranks, budget)
         length = (batch.global_size, self.order.steps_per_epoch)
         self.total_steps = config.length.steps(*length)
         self.save_every = config.checkpoint.every.steps(*length)
@@ -104,7 +111,6 @@ class _Training:
         return progress
 
     def _steps(self, progress: Progress, journal: Journal) -> Progress:
-        reading = self.config.reading
         with Stream(
             self.dataset,
             self.order,
@@ -112,8 +118,8 @@ class _Training:
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
             cursor=progress.cursor,
-            threads=reading.threads,
-            batches_ahead=reading.batches_ahead,
+            reading=self.config.reading,
+            quarantine=self.quarantine.local,
         ) as stream:
             while progress.step < self.total_steps:
                 began = time.perf_counter()
@@ -128,9 +134,17 @@ class _Training:
                     keys = self._suspects(batch.keys, inputs)
                     journal.skipped(progress, batch.cursor, outcome.loss, outcome.gradient_norm, keys)
                     self._check_skip_budget(progress)
+                if outcome.quarantined:
+                    journal.quarantined(progress, outcome.quarantined)
                 journal.step(
                     progress,
-                    {"loss": outcome.loss, "gradient_norm": outcome.gradient_norm, "lr": lr, **outcome.terms},
+                    {
+                        "loss": outcome.loss,
+                        "gradient_norm": outcome.gradient_norm,
+                        "lr": lr,
+                        "quarantined_samples": self.quarantine.samples,
+                        **outcome.terms,
+                    },
                     waited_s=waited,
                     took_s=time.perf_counter() - began,
                 )
@@ -142,13 +156,16 @@ class _Training:
         """Forward, backward, agree, apply. Loss and norm are those of all ranks, so all ranks decide alike."""
         key = stream_key("dropout", self.config.seed, step, self.ranks.rank)
         terms = self.objective.accumulate(self.engine, inputs, key)
-        loss = terms.pop("loss").clone()
-        dist.all_reduce(loss, dist.ReduceOp.AVG)
-        if not torch.isfinite(loss):
+        loss = terms.pop("loss").float()
+        agreed = torch.stack([loss, loss.new_tensor(float(self.quarantine.news))])
+        dist.all_reduce(agreed, dist.ReduceOp.AVG)
+        mean_loss, news = agreed.tolist()
+        quarantined = self.quarantine.tell() if news else []
+        if not math.isfinite(mean_loss):
             self.engine.discard()
-            return _Outcome(loss.item(), torch.nan, terms)
+            return _Outcome(mean_loss, math.nan, terms, quarantined)
         norm = self.engine.step(lr)
-        outcome = _Outcome(loss.item(), norm.item(), terms)
+        outcome = _Outcome(mean_loss, norm.item(), terms, quarantined)
         if outcome.applied:
             self.objective.after_step(self.engine)
         return outcome
