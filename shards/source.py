@@ -21,6 +21,11 @@ SOURCES = {
     "stein": "shards.sources.stein_hdf5:SteinHdf5",
     "astroclip-hdf5": "shards.sources.astroclip_hdf5:AstroclipHdf5",
     "astroclip-arrow": "shards.sources.astroclip_arrow:AstroclipArrow",
+    "mmu-legacysurvey": "shards.sources.mmu_images:MmuLegacySurvey",
+    "mmu-ssl-legacysurvey": "shards.sources.mmu_images:MmuSslLegacySurvey",
+    "mmu-desi": "shards.sources.mmu_desi:MmuDesi",
+    "mmu-gz10": "shards.sources.mmu_gz10:MmuGz10",
+    "desi-healpix": "shards.sources.desi_healpix:DesiHealpix",
 }
 
 
