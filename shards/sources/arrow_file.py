@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 
 from astroclip_dist.errors import DataError
 
-_DAMAGED = (pa.ArrowException, OSError)
+# Names and types of columns that are no text, too, are ValueErrors.
+_DAMAGED = (pa.ArrowException, OSError, ValueError, TypeError)
 # A stream that ends without it was cut at a batch's end, which the reader takes for the end of the table.
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 _PARQUET_NAME = re.compile(r"(?P<split>[a-z]+)-(?P<number>\d{5})-of-(?P<count>\d{5})(-[0-9a-f]+)?\.parquet")
@@ -78,7 +79,7 @@ class ArrowFile:
                 start += batch.num_rows
 
     def _parquet_batches(self, columns: list[str], rows: np.ndarray | None) -> Iterator[tuple[int, pa.RecordBatch]]:
-        with pq.ParquetFile(self.path, buffer_size=1 << 20) as file:
+        with pq.ParquetFile(self.path, buffer_size=1 << 20, page_checksum_verification=True) as file:
             self._check(columns, file.schema_arrow)
             start = 0
             for group in range(file.num_row_groups):

@@ -7,15 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
-import h5py
-
 from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.errors import DataError
 from shards.sample import Sample
 from shards.sources.astroclip_pairs import TRAIN_SHARE, PairFormat
-from shards.sources.hdf5_file import hdf5_dataset, open_hdf5, read_rows, row_blocks
-
-_DATASETS = ("images", "spectra", "redshifts", "targetids")
+from shards.sources.hdf5_file import hdf5_dataset, hdf5_groups, open_hdf5, read_rows, row_blocks
 
 
 class AstroclipHdf5:
@@ -41,11 +37,7 @@ class AstroclipHdf5:
         self._pairs = pairs
         self._path = path
         with open_hdf5(path) as file:
-            found = [name for name in file if isinstance(file.get(name), h5py.Group)]
-        # "10" after "9".
-        self._groups = sorted(found, key=lambda name: (len(name), name))
-        if not found:
-            raise DataError(str(path), "no groups", f"It has groups 0 to 9, each with {', '.join(_DATASETS)}.")
+            self._groups = hdf5_groups(file)
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:

@@ -46,15 +46,9 @@ def hdf5_dataset(group: h5py.Group, name: str, shape: tuple[int | None, ...], ki
         DataError: missing, a group, another shape or dtype.
     """
     where = _where(group, name)
-    try:
-        # Not group.get, which takes a damaged link for a missing one.
-        if name not in group:
-            raise DataError(where, "missing", "The file is of another format.")
-        found = group[name]
-    except _DAMAGED as error:
-        raise DataError(where, f"not readable ({_reason(error)})", "Fetch the file again.") from error
-    if not isinstance(found, h5py.Dataset):
-        raise DataError(where, "no dataset but a group", "The file is of another format.")
+    found = _find(group, name)
+    if found is None:
+        raise DataError(where, "missing", "The file is of another format.")
     if len(found.shape or ()) != len(shape) or any(
         want is not None and want != length for want, length in zip(shape, found.shape, strict=True)
     ):
@@ -63,6 +57,31 @@ def hdf5_dataset(group: h5py.Group, name: str, shape: tuple[int | None, ...], ki
     if ("S" if _is_text(found.dtype) else found.dtype.kind) not in kinds:
         raise DataError(where, f"dtype {found.dtype}", "The file is of another format.")
     return found
+
+
+def hdf5_shape(group: h5py.Group, name: str) -> tuple[int, ...] | None:
+    """The shape of a dataset that a file may lack (None: it does).
+
+    Raises:
+        DataError: a group, or not readable.
+    """
+    found = _find(group, name)
+    return None if found is None else found.shape or ()
+
+
+def hdf5_groups(file: h5py.File) -> list[str]:
+    """The names of a file's groups, "10" after "9".
+
+    Raises:
+        DataError: the file has none, or is not readable.
+    """
+    try:
+        found = [name for name in file if isinstance(file[name], h5py.Group)]
+    except _DAMAGED as error:
+        raise DataError(file.filename, f"not readable ({_reason(error)})", "Fetch it again.") from error
+    if not found:
+        raise DataError(file.filename, "no groups", "The file is of another format.")
+    return sorted(found, key=lambda name: (len(name), name))
 
 
 def row_blocks(dataset: h5py.Dataset, rows: Sequence[int]) -> Iterator[np.ndarray]:
@@ -121,6 +140,21 @@ def plain_values(columns: Mapping[str, np.ndarray], row: int) -> dict[str, int |
         for name, value in values.items()
         if value != "" and not (isinstance(value, float) and math.isnan(value))
     }
+
+
+def _find(group: h5py.Group, name: str) -> h5py.Dataset | None:
+    where = _where(group, name)
+    try:
+        # Not group.get, which takes a damaged link for a missing one.
+        found = group[name] if name in group else None  # noqa: SIM401
+        if isinstance(found, h5py.Dataset):
+            # Decoded from the file when first asked for: damage shows here.
+            _ = found.dtype, found.shape, found.chunks
+    except _DAMAGED as error:
+        raise DataError(where, f"not readable ({_reason(error)})", "Fetch the file again.") from error
+    if found is not None and not isinstance(found, h5py.Dataset):
+        raise DataError(where, "no dataset but a group", "The file is of another format.")
+    return found
 
 
 def _plain(value: np.generic | bytes | str) -> int | float | str | bool:

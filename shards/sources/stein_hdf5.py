@@ -18,7 +18,7 @@ import numpy as np
 from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.errors import DataError
 from shards.sample import Sample
-from shards.sources.hdf5_file import hdf5_dataset, open_hdf5, plain_values, read_rows, row_blocks
+from shards.sources.hdf5_file import hdf5_dataset, hdf5_shape, open_hdf5, plain_values, read_rows, row_blocks
 from shards.stored_image import add_dtype_argument, stored_image
 
 _IDENTIFIERS = ("release", "brickid", "objid")
@@ -129,9 +129,9 @@ def _columns(file: h5py.File, path: Path, galaxies: int) -> dict[str, h5py.Datas
     columns = {name: hdf5_dataset(file, name, (galaxies,), "iu") for name in _IDENTIFIERS}
     columns |= {name: hdf5_dataset(file, name, (galaxies,), "f") for name in _POSITION}
     for name in _OPTIONAL:
-        if name not in file:
+        shape = hdf5_shape(file, name)
+        if shape is None:
             continue
-        shape = file[name].shape if isinstance(file[name], h5py.Dataset) else ()
         if shape and shape[0] != galaxies:
             # The published files have such columns here and there, and their own loader leaves them out.
             log.warning("%s dataset %s: %d rows for %d images; left out", path, name, shape[0], galaxies)
