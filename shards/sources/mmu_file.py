@@ -154,14 +154,15 @@ def _read_parquet(part: Part, rows: Sequence[int], form: Form) -> Iterator[Galax
     group = ParquetGroup(part.path, part.row_group)
     chosen = {name: _first(columns, group.columns) for name, columns in form.scalars.items()}
     present = {name: column for name, column in chosen.items() if column}
-    columns = {field.column for field in form.fields.values()} | set(present.values())
+    members = {
+        name: (field.column, member)
+        for name, field in form.fields.items()
+        if (member := group.member(field.column, field.members, field.optional)) is not None
+    }
+    columns = {column for column, _ in members.values()} | set(present.values())
     for record in group.rows(rows, sorted(columns)):
         try:
-            arrays = {
-                name: array
-                for name, field in form.fields.items()
-                if (array := record.array(field.column, field.members, field.optional)) is not None
-            }
+            arrays = {name: record.array(column, member) for name, (column, member) in members.items()}
         except DataError as error:
             yield error
             continue

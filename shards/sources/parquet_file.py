@@ -42,7 +42,8 @@ class ParquetGroup:
                 raise DataError(
                     str(path), f"{file.num_row_groups} row groups", "The file changed since it was planned."
                 )
-            self.columns = set(file.schema_arrow.names)
+            self._schema = file.schema_arrow
+            self.columns = set(self._schema.names)
             self._rows = file.metadata.row_group(group).num_rows
 
     def column(self, name: str) -> list[Any]:
@@ -58,6 +59,27 @@ class ParquetGroup:
                 return file.read_row_group(self._group, columns=[name]).column(name).to_pylist()
             except _DAMAGED as error:
                 raise _damaged(self._path, error) from error
+
+    def member(self, column: str, names: Sequence[str], optional: bool = False) -> str | None:
+        """The first of some names that a column of structs, or of lists of structs, has.
+
+        Args:
+            optional: None where it has none of them.
+
+        Raises:
+            DataError: no such column or member, or a column of another type.
+        """
+        where = f"{self._path} column {column}"
+        if column not in self.columns:
+            raise DataError(where, "missing", "The file is of another format.")
+        kind = self._schema.field(column).type
+        structs = kind.value_type if _is_list(kind) else kind
+        if not pa.types.is_struct(structs):
+            raise DataError(where, f"of type {kind}", "It is a struct, or a list of structs, in this format.")
+        found = next((name for name in names if structs.get_field_index(name) >= 0), None)
+        if found is None and not optional:
+            raise DataError(f"{where}.{names[0]}", "missing", "The file is of another format.")
+        return found
 
     def rows(self, rows: Sequence[int], columns: Sequence[str]) -> Iterator[Record]:
         """Some rows; the group is decoded up to the last of them, a few rows at a time.
@@ -107,33 +129,22 @@ class Record:
         value = self._row.column(column)[0].as_py()
         return None if value is None or value == "" or (isinstance(value, float) and math.isnan(value)) else value
 
-    def array(self, column: str, members: Sequence[str], optional: bool = False) -> np.ndarray | bytes | None:
+    def array(self, column: str, member: str) -> np.ndarray | bytes:
         """A member of a struct (or of the structs of a list, put together), as a dense array or as bytes.
 
-        Args:
-            members: names that it may have.
-            optional: None where the struct lacks it.
-
         Raises:
-            DataError: missing, null somewhere, or lists of different lengths where they must be alike.
+            DataError: null somewhere, or lists of different lengths where they must be alike.
         """
-        where = f"{self._where}: {column}.{members[0]}"
-        outer = _storage(self._row.column(column))
+        where = f"{self._where}: {column}.{member}"
+        outer = self._row.column(column)
         if outer.null_count:
             raise DataError(where, "null", "The galaxy has no such data.")
         in_list = _is_list(outer.type)
-        structs = _storage(outer.flatten()) if in_list else outer
-        if not pa.types.is_struct(structs.type):
-            raise DataError(where, f"of type {outer.type}", "It is a struct, or a list of structs, in this format.")
-        found = [name for name in members if structs.type.get_field_index(name) >= 0]
-        if not found:
-            if optional:
-                return None
-            raise DataError(where, "missing", "The file is of another format.")
-        member = _storage(structs.field(found[0]))
-        if pa.types.is_binary(member.type) or pa.types.is_large_binary(member.type):
-            return _bytes(member, where)
-        dense = _dense(member, where)
+        structs = outer.flatten() if in_list else outer
+        found = _storage(structs.field(member))
+        if pa.types.is_binary(found.type) or pa.types.is_large_binary(found.type):
+            return _bytes(found, where)
+        dense = _dense(found, where)
         return dense if in_list else dense[0]
 
 

@@ -315,7 +315,11 @@ def test_parquet_of_another_format(tmp_path: Path) -> None:
         list(MmuLegacySurvey([spectra]).read(0, [0]))
     flat = tmp_path / "flat.parquet"
     pq.write_table(pa.table({"object_id": ["1"], "spectrum": [3.0]}), flat)
-    assert "It is a struct" in str(one_result(MmuDesi([flat])))
+    with pytest.raises(DataError, match=r"flat.parquet column spectrum: of type double. It is a struct"):
+        one_result(MmuDesi([flat]))
+    pq.write_table(pa.table({"object_id": ["1"], "spectrum": [{"flux": [1.0]}]}), flat)
+    with pytest.raises(DataError, match=r"flat.parquet column spectrum.ivar: missing"):
+        one_result(MmuDesi([flat]))
     ragged = tmp_path / "ragged.parquet"
     row = {"band": ["DES-G", "DES-R"], "flux": [[[1.0, 2.0]], [[1.0]]], "scale": [0.262, 0.262]}
     pq.write_table(pa.Table.from_pylist([{"object_id": "1", "image": row}, {"object_id": "2", "image": None}]), ragged)
