@@ -88,8 +88,10 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def print_result(result: Result, title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """The table, then the JSON line, which is the last line of a measure's output."""
+def print_result(
+    result: Result, title: str, header: Sequence[str], rows: Sequence[Sequence[object]], notes: Sequence[str] = ()
+) -> None:
+    """The table, what is to be said of it, then the JSON line, which is the last line of a measure's output."""
     line = result.to_json()
     table = [list(map(str, header)), *([_cell(value) for value in row] for row in rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(header))]
@@ -97,6 +99,8 @@ def print_result(result: Result, title: str, header: Sequence[str], rows: Sequen
     for row in table:
         first, *others = row
         print("  ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(others, widths[1:], strict=True))]))
+    for note in notes:
+        print(note)
     print(line, flush=True)
 
 
