@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from astroclip_dist.errors import DataError
 from astroclip_dist.store import MissingObjectError, Store
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+
+_END = b"\n}"
+_HASH_LINE = re.compile(rb',\n  "manifest_sha256": "([0-9a-f]{64})"\n}\s*$')
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -57,8 +62,12 @@ class BandStatistics(_Strict):
     std: float
 
 
-class ShardEntry(_Strict):
-    """One shard: ``NAME.tar`` of so many bytes, with ``NAME.idx`` beside it."""
+@pydantic_dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
+class ShardEntry:
+    """One shard: ``NAME.tar`` of so many bytes, with ``NAME.idx`` beside it.
+
+    There are tens of thousands in a survey: slots take a quarter of a model's memory.
+    """
 
     name: str
     bytes: int
@@ -82,11 +91,23 @@ class Manifest(_Strict):
     shards: tuple[ShardEntry, ...]
 
 
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The bytes of ``manifest.json``."""
+    return seal(manifest.model_dump_json(indent=2).encode())
+
+
+def seal(body: bytes) -> bytes:
+    """Add the hash of an indented JSON object as its last line, so that no later change of it passes unnoticed."""
+    sha256 = hashlib.sha256(body).hexdigest()
+    return body.removesuffix(_END) + f',\n  "manifest_sha256": "{sha256}"'.encode() + _END
+
+
 def read_manifest(store: Store) -> Manifest:
     """Read and check a dataset's manifest.
 
     Raises:
-        DataError: no manifest (the dataset is not complete, or not there), another schema version, or a wrong field.
+        DataError: no manifest (the dataset is not complete, or not there), damaged, another schema version, or a wrong
+            field.
         CredentialsError, StorageError: the storage refuses or does not answer.
     """
     store.check()
@@ -97,8 +118,10 @@ def read_manifest(store: Store) -> Manifest:
         raise DataError(
             where, "not there", "No dataset, or one whose build has not ended: check the URL or build it again."
         ) from error
+    hash_line = _HASH_LINE.search(text)
+    body = text[: hash_line.start()] + _END if hash_line else text
     try:
-        return Manifest.model_validate_json(text)
+        manifest = Manifest.model_validate_json(body)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "the file"
@@ -110,6 +133,13 @@ def read_manifest(store: Store) -> Manifest:
                 f"This version of astroclip reads schema {SCHEMA_VERSION}: build the dataset again with it.",
             ) from error
         raise DataError(f"{where}: {field}", repr(found)[:80], f"{first['msg']}.") from error
+    if hash_line is None or hashlib.sha256(body).hexdigest().encode() != hash_line[1]:
+        raise DataError(
+            f"{where}: manifest_sha256",
+            "not the hash of the file" if hash_line else "missing",
+            "It was changed since the build: restore it from a copy, or build the dataset again.",
+        )
+    return manifest
 
 
 def key_hash(key: str) -> int:
