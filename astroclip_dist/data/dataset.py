@@ -22,7 +22,7 @@ from astroclip_dist.errors import DamagedError, DataError
 from astroclip_dist.store import MissingObjectError, Store
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     """One tar of a dataset. ``dataset`` is the number of its dataset among the URLs given."""
 

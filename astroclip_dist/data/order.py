@@ -24,7 +24,7 @@ class Cursor:
     step: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
     """Samples [start, stop) of one shard. Only at a lane's ends is a piece less than its shard."""
 
@@ -36,7 +36,7 @@ class Piece:
         return self.stop - self.start
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Window:
     """Consecutive pieces of a lane, fetched together, whose samples are shuffled together."""
 
