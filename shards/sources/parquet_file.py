@@ -16,6 +16,8 @@ from astroclip_dist.errors import DataError
 _DAMAGED = (OSError, pa.ArrowException, ValueError, KeyError, TypeError)
 # Rows decoded at a time: 16 images of 4 bands with inverse variances are some 15 MB.
 _BATCH_ROWS = 16
+# Of each column; with pre_buffer, or without a buffer, all that a row group holds of it would be in memory at once.
+_BUFFER_BYTES = 1 << 20
 
 
 def count_row_groups(path: Path) -> int:
@@ -150,7 +152,7 @@ class Record:
 
 def _open(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True)
+        return pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False, buffer_size=_BUFFER_BYTES)
     except FileNotFoundError as error:
         raise DataError(str(path), "no such file", "Check the path.") from error
     except _DAMAGED as error:

@@ -268,6 +268,26 @@ def test_any_rows_of_any_partition_after_pickling(tmp_path: Path, form: str) -> 
         list(source.read(0, [7]))
 
 
+def test_memory_does_not_grow_with_a_row_group(tmp_path: Path) -> None:
+    galaxies, bins = 500, 7781
+    offsets = np.arange(galaxies + 1, dtype=np.int32) * bins
+    noise = np.random.default_rng(3).uniform(1, 2, galaxies * bins).astype(np.float32)
+    wavelength = np.tile(np.linspace(3600, 9824, bins, dtype=np.float32), galaxies)
+    members = {"flux": noise, "ivar": noise, "lambda": wavelength, "mask": np.zeros(len(noise), bool)}
+    lists = [pa.ListArray.from_arrays(offsets, pa.array(values)) for values in members.values()]
+    spectra = pa.StructArray.from_arrays(lists, list(members))
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"object_id": list(map(str, range(galaxies))), "spectrum": spectra}), path)
+    del lists, spectra
+    source = MmuDesi([path])
+    assert source.partitions == 1
+    assert path.stat().st_size > 30e6
+    before = pa.total_allocated_bytes()
+    results = source.read(0, range(galaxies))
+    assert isinstance(next(results), Sample)
+    assert pa.total_allocated_bytes() - before < 15e6
+
+
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.9, 0.999])
 @pytest.mark.parametrize("form", ["hdf5", "struct of lists"])
 def test_a_truncated_file_is_named(tmp_path: Path, form: str, part: float) -> None:
