@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,19 @@ def format_summary(summary: dict[str, Any]) -> str:
             f"{spectrum['step_angstrom']:g} A; {spectrum['unit']}; "
             f"{'with' if summary['ivar'] else 'without'} inverse variances"
         )
+    skipped, duplicates = (summary["source"].get(name) for name in ("galaxies_skipped", "duplicates_left_out"))
+    if skipped or duplicates:
+        lines.append(
+            f"left out   {skipped:,} that could not be used (see skipped.jsonl), {duplicates:,} that came twice"
+        )
     lines.append("source")
     lines += [f"  {name}: {value}" for name, value in summary["source"].items()]
     return "\n".join(lines)
+
+
+def print_summary(summary: dict[str, Any], as_json: bool) -> None:
+    """As JSON, or as text for people."""
+    print(json.dumps(summary) if as_json else format_summary(summary))
 
 
 def write_contact_sheet(url: str, path: Path, galaxies: int = GALAXIES_ON_SHEET) -> None:

@@ -14,9 +14,11 @@ from types import TracebackType
 import numpy as np
 from isal import isal_zlib
 
-from astroclip_dist.data.index import ARRAY_MEMBERS, encode_index
-from astroclip_dist.errors import DataError, StorageError
+from astroclip_dist.data.index import ARRAY_MEMBERS, MEMBERS, encode_index
+from astroclip_dist.errors import StorageError
 from shards.sample import Sample, encode_metadata
+from shards.scratch import open_locked
+from shards.stored_sample import StoredSample
 
 _BLOCK = tarfile.BLOCKSIZE
 _LONGEST_SUFFIX = max(len(f".{member}.npy") for member in ARRAY_MEMBERS)
@@ -39,16 +41,27 @@ class ClosedShard:
         return hashlib.sha256(self.index).hexdigest()
 
 
+def member_file(key: str, member: str) -> str:
+    """The name of a member in the tar."""
+    return f"{key}.json" if member == "json" else f"{key}.{member}.npy"
+
+
 class OpenShard:
     """Append samples to a tar; the same samples give the same bytes (no times, owners or ranks in the headers).
 
     Args:
         path: local file to write; it must not exist.
+
+    Raises:
+        StorageError: the file cannot be created.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("xb")
+        try:
+            self._file = open_locked(path)
+        except OSError as error:
+            raise self._disk_error(error) from error
         self._sha256 = hashlib.sha256()
         self._offset = 0
         self._rows: list[dict[str, str | int | None]] = []
@@ -64,30 +77,24 @@ class OpenShard:
     ) -> None:
         self.discard()
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: Sample | StoredSample) -> None:
         """Write a checked sample's members: image, spectrum, ivar (those it has), then json.
 
         Raises:
-            DataError: the key is too long for a tar header.
             StorageError: the local disk is full.
         """
-        if len(sample.key) > LONGEST_KEY:
-            raise DataError(
-                f"sample {sample.key}: key", f"{len(sample.key)} characters", f"Use at most {LONGEST_KEY} characters."
-            )
+        members = sample.members if isinstance(sample, StoredSample) else _encode(sample)
         row: dict[str, str | int | None] = {"key": sample.key}
-        for member in ARRAY_MEMBERS:
-            array = getattr(sample, member)
-            if array is not None:
-                row |= self._append(member, f"{sample.key}.{member}.npy", _npy(array))
-        row |= self._append("json", f"{sample.key}.json", encode_metadata(sample))
+        for member in MEMBERS:
+            if member in members:
+                row |= self._append(member, member_file(sample.key, member), members[member])
         self._rows.append(row)
 
     def close(self) -> ClosedShard:
-        """End the tar and give its description."""
+        """End the tar and give its description; its file stays until the shard is discarded or moved away."""
         self._write(bytes(2 * _BLOCK))
         try:
-            self._file.close()
+            self._file.flush()
         except OSError as error:
             raise self._disk_error(error) from error
         return ClosedShard(self.path, self._offset, len(self), self._sha256.hexdigest(), encode_index(self._rows))
@@ -122,10 +129,15 @@ class OpenShard:
     def _disk_error(self, error: OSError) -> StorageError:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         return StorageError(
-            f"temporary folder {self.path.parent}",
+            str(self.path.parent),
             error.strerror,
-            "Set TMPDIR to a folder with room for three shards." if full else "Set TMPDIR to a folder that works.",
+            "Free space there: a shard needs some 700 MB, for each worker." if full else "It must be writable.",
         )
+
+
+def _encode(sample: Sample) -> dict[str, bytes | memoryview]:
+    arrays = ((member, getattr(sample, member)) for member in ARRAY_MEMBERS)
+    return {**{member: _npy(array) for member, array in arrays if array is not None}, "json": encode_metadata(sample)}
 
 
 def _npy(array: np.ndarray) -> memoryview:

@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from astroclip_dist.data.manifest import key_hash
 
-_RECENT = 1 << 20
+# Keys of the longest sorted run (32 MB): merging never needs more beside what is kept.
+_LONGEST_RUN = 1 << 22
 
 
 class SeenKeys:
-    """A set of 64-bit key hashes: the recent ones in a Python set, all others in one sorted array."""
+    """A set of 64-bit key hashes, as sorted runs; two runs of a length become one, up to a longest."""
 
     def __init__(self) -> None:
-        self._recent: set[int] = set()
-        self._sorted = np.empty(0, np.uint64)
+        self._runs: list[np.ndarray] = []
 
-    def add(self, key: str) -> bool:
-        """Remember a key; False when it was there already."""
-        identity = key_hash(key)
-        if identity in self._recent or self._in_sorted(identity):
-            return False
-        self._recent.add(identity)
-        if len(self._recent) >= _RECENT:
-            self._sorted = np.sort(np.concatenate([self._sorted, np.fromiter(self._recent, np.uint64)]), kind="stable")
-            self._recent.clear()
-        return True
+    def add(self, hashes: np.ndarray) -> np.ndarray:
+        """Remember some hashes.
 
-    def _in_sorted(self, identity: int) -> bool:
-        place = int(np.searchsorted(self._sorted, np.uint64(identity)))
-        return place < len(self._sorted) and int(self._sorted[place]) == identity
+        Args:
+            hashes: (n,) uint64.
+
+        Returns:
+            (n,) bool: which were new; of equal ones the first.
+        """
+        distinct, first = np.unique(hashes, return_index=True)
+        new = np.zeros(len(hashes), bool)
+        new[first[~self._known(distinct)]] = True
+        self._append(np.sort(hashes[new]))
+        return new
+
+    def _known(self, hashes: np.ndarray) -> np.ndarray:
+        known = np.zeros(len(hashes), bool)
+        for run in self._runs:
+            place = np.minimum(np.searchsorted(run, hashes), len(run) - 1)
+            known |= run[place] == hashes
+        return known
+
+    def _append(self, run: np.ndarray) -> None:
+        if not len(run):
+            return
+        while self._runs and len(self._runs[-1]) <= len(run) and len(self._runs[-1]) + len(run) <= _LONGEST_RUN:
+            run = np.sort(np.concatenate([self._runs.pop(), run]), kind="stable")
+        self._runs.append(run)
+
+
+def hash_keys(keys: Sequence[str]) -> np.ndarray:
+    """(n,) uint64: the hash of each key."""
+    return np.fromiter(map(key_hash, keys), np.uint64, len(keys))

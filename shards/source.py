@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Iterator, Sequence
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.errors import DataError
-from shards.sample import Sample
+
+# Every `astroclip` command imports this table: what only types need must not slow it.
+if TYPE_CHECKING:
+    from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
+    from shards.sample import Sample
+    from shards.stored_sample import StoredSample
 
 # Imported when used: a build from FITS files must not wait for the mock survey's imports.
 SOURCES = {
@@ -26,30 +30,23 @@ SOURCES = {
     "mmu-desi": "shards.sources.mmu_desi:MmuDesi",
     "mmu-gz10": "shards.sources.mmu_gz10:MmuGz10",
     "desi-healpix": "shards.sources.desi_healpix:DesiHealpix",
+    "joined": "shards.sources.joined:Joined",
 }
 
 
-class Source(Protocol):
-    """Galaxies from survey files or a simulation, on the layouts that it declares, readable in any order.
+class Origin(Protocol):
+    """Where the galaxies of a build come from, on the layouts that it declares, readable in any order.
 
-    ``name`` is its name in ``SOURCES``. ``image`` and ``spectrum`` are the layouts of all its samples (None: it has
-    none), ``ivar`` says that every spectrum comes with inverse variances. The input falls into partitions (files,
-    healpix pixels, blocks of a table), which different processes read at the same time: a source can be pickled, opens
-    its files only while it reads them, and gives the same samples for the same rows every time.
+    ``image`` and ``spectrum`` are the layouts of all its samples (None: it has none), ``ivar`` says that every spectrum
+    comes with inverse variances. The input falls into partitions (files, healpix pixels, blocks of a table), which
+    different processes read at the same time: an origin can be pickled, opens its files only while it reads them, and
+    gives the same samples for the same rows every time.
     """
 
     name: str
     image: ImageLayout | None
     spectrum: SpectrumLayout | None
     ivar: bool
-
-    @classmethod
-    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Add the source's own options and input files to ``astroclip shards build NAME``."""
-
-    @classmethod
-    def from_arguments(cls, args: argparse.Namespace) -> Self:
-        """The source that parsed arguments describe."""
 
     def describe(self) -> dict[str, str | int | float | bool | None]:
         """The inputs and choices that made the samples, for the manifest; no paths of this machine."""
@@ -65,7 +62,7 @@ class Source(Protocol):
             DataError: the partition cannot be read.
         """
 
-    def read(self, partition: int, rows: Sequence[int]) -> Iterator[Sample | DataError]:
+    def read(self, partition: int, rows: Sequence[int]) -> Iterator[Sample | StoredSample | DataError]:
         """The samples at some places of ``keys(partition)``, one for each row, in the order of the rows.
 
         A galaxy that cannot be used comes as the DataError that says why, in its place.
@@ -76,6 +73,21 @@ class Source(Protocol):
         Raises:
             DataError: the partition cannot be read at all.
         """
+
+
+class Source(Origin, Protocol):
+    """Survey files or a simulation; ``name`` is its name in ``SOURCES``."""
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Add the source's own options and input files to ``astroclip shards build NAME``."""
+
+    @classmethod
+    def from_arguments(cls, args: argparse.Namespace) -> Self:
+        """The source that parsed arguments describe."""
+
+    def read(self, partition: int, rows: Sequence[int]) -> Iterator[Sample | DataError]:
+        """As of an :class:`Origin`."""
 
 
 def all_samples(source: Source) -> Iterator[Sample]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import tarfile
 from collections.abc import Sequence
@@ -20,23 +19,27 @@ from astroclip_dist.data.manifest import Manifest, ShardEntry, key_hash, read_ma
 from astroclip_dist.errors import DataError
 from astroclip_dist.progress import with_progress
 from astroclip_dist.store import MissingObjectError, Store
+from shards.dataset_folder import SHARD_NAME
+from shards.hashing_reader import TAR_BUFFER_BYTES, HashingReader
+from shards.open_shard import member_file
 from shards.reading import decode_array
-from shards.writer import SHARD_NAME
 
 _THREADS = 4
-_PIECE_BYTES = 8 << 20
-# tarfile copies what remains of its buffer at every read: a large one costs more than it saves.
-_TAR_BUFFER_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong, and where: a shard, in it perhaps a sample's key, of it perhaps one member."""
+    """What is wrong, and where: a shard, in it perhaps a sample's key, of it perhaps one member.
+
+    Attributes:
+        damaged: the file is missing, or has other bytes than those that the manifest names.
+    """
 
     shard: str
     what: str
     key: str = ""
     member: str = ""
+    damaged: bool = False
 
     def __str__(self) -> str:
         place = ".".join(part for part in (self.key, self.member) if part)
@@ -56,6 +59,11 @@ class Report:
     @property
     def sound(self) -> bool:
         return not self.faults
+
+    @property
+    def damaged(self) -> set[str]:
+        """The tars and indexes that are missing or have other bytes than those that the manifest names."""
+        return {fault.shard for fault in self.faults if fault.damaged}
 
 
 @dataclass
@@ -124,17 +132,19 @@ def _check_shard(store: Store, manifest: Manifest, entry: ShardEntry, sizes: dic
             if split_of(key, manifest.split_fractions) != entry.split:
                 outcome.faults.append(Fault(tar_name, f"does not belong to the split {entry.split}", key))
     if tar_name not in sizes:
-        outcome.faults.append(Fault(tar_name, "missing"))
+        outcome.faults.append(Fault(tar_name, "missing", damaged=True))
         return outcome
     if sizes[tar_name] != entry.bytes:
-        outcome.faults.append(Fault(tar_name, f"{sizes[tar_name]} bytes, the manifest says {entry.bytes}"))
-    reader = _HashingReader(store, tar_name, sizes[tar_name])
+        outcome.faults.append(
+            Fault(tar_name, f"{sizes[tar_name]} bytes, the manifest says {entry.bytes}", damaged=True)
+        )
+    reader = HashingReader(store, tar_name, sizes[tar_name])
     if index is not None:
         outcome.faults += _check_members(reader, manifest, index, tar_name)
     reader.drain()
     outcome.bytes = reader.fetched
     if reader.sha256.hexdigest() != entry.sha256:
-        outcome.faults.append(Fault(tar_name, "its sha256 is not the manifest's"))
+        outcome.faults.append(Fault(tar_name, "its sha256 is not the manifest's", damaged=True))
     return outcome
 
 
@@ -143,49 +153,16 @@ def _check_index(store: Store, entry: ShardEntry, faults: list[Fault]) -> ShardI
     try:
         data = store.read(name)
         if hashlib.sha256(data).hexdigest() != entry.index_sha256:
-            faults.append(Fault(name, "its sha256 is not the manifest's"))
+            faults.append(Fault(name, "its sha256 is not the manifest's", damaged=True))
         return decode_index(data, store.locate(name))
     except MissingObjectError:
-        faults.append(Fault(name, "missing"))
+        faults.append(Fault(name, "missing", damaged=True))
     except DataError as error:
         faults.append(Fault(name, str(error.value)))
     return None
 
 
-class _HashingReader(io.RawIOBase):
-    """A stored object as a stream, fetched in large pieces and hashed on the way."""
-
-    def __init__(self, store: Store, name: str, size: int) -> None:
-        self._store, self._name, self._size = store, name, size
-        self._piece = memoryview(b"")
-        self.fetched = 0
-        self.sha256 = hashlib.sha256()
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        """Some of the next bytes, at most ``size``; none at the end."""
-        if not self._piece:
-            self._fetch()
-        count = len(self._piece) if size < 0 else size
-        data, self._piece = bytes(self._piece[:count]), self._piece[count:]
-        return data
-
-    def drain(self) -> None:
-        """Fetch and hash what nobody has read."""
-        while self.fetched < self._size:
-            self._fetch()
-
-    def _fetch(self) -> None:
-        stop = min(self._size, self.fetched + _PIECE_BYTES)
-        if stop > self.fetched:
-            self._piece = self._store.read_range(self._name, self.fetched, stop)
-            self.sha256.update(self._piece)
-            self.fetched = stop
-
-
-def _check_members(reader: _HashingReader, manifest: Manifest, index: ShardIndex, tar_name: str) -> list[Fault]:
+def _check_members(reader: HashingReader, manifest: Manifest, index: ShardIndex, tar_name: str) -> list[Fault]:
     """Walk the tar as any tar reader does, and compare each member with the index, in order."""
     faults: list[Fault] = []
     expected = (
@@ -195,15 +172,12 @@ def _check_members(reader: _HashingReader, manifest: Manifest, index: ShardIndex
         if index.members[member].offset[row] >= 0
     )
     try:
-        with tarfile.open(fileobj=reader, mode="r|", bufsize=_TAR_BUFFER_BYTES) as tar:
+        with tarfile.open(fileobj=reader, mode="r|", bufsize=TAR_BUFFER_BYTES) as tar:
             for header in tar:
                 row, key, member = next(expected, (-1, "", ""))
-                suffix = "json" if member == "json" else f"{member}.npy"
-                if header.name != f"{key}.{suffix}":
-                    faults.append(
-                        Fault(tar_name, f"member {header.name} where the index has {key}.{suffix}", key, member)
-                    )
-                    return faults
+                if header.name != member_file(key, member):
+                    other = f"member {header.name} where the index has {member_file(key, member)}"
+                    return [*faults, Fault(tar_name, other, key, member)]
                 try:
                     stream = tar.extractfile(header)
                     content = stream.read() if stream is not None else b""

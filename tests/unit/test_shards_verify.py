@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from astroclip_dist.data.index import decode_index, encode_index
-from astroclip_dist.data.manifest import Split, split_of
+from astroclip_dist.data.manifest import Split, seal, split_of
 from astroclip_dist.errors import DataError
 from shards.open_shard import OpenShard
 from shards.sample import Sample
@@ -32,8 +32,9 @@ def faults(dataset: Path) -> list[str]:
 
 
 def edit_manifest(dataset: Path, **changes: object) -> None:
-    manifest = json.loads((dataset / "manifest.json").read_text())
-    (dataset / "manifest.json").write_text(json.dumps({**manifest, **changes}))
+    manifest = json.loads((dataset / "manifest.json").read_text()) | changes
+    del manifest["manifest_sha256"]
+    (dataset / "manifest.json").write_bytes(seal(json.dumps(manifest, indent=2).encode()))
 
 
 def replace_shard(dataset: Path, samples: list[Sample]) -> None:
@@ -46,14 +47,14 @@ def replace_shard(dataset: Path, samples: list[Sample]) -> None:
     (dataset / "train-000000.idx").write_bytes(closed.index)
     manifest = json.loads((dataset / "manifest.json").read_text())
     entry = next(entry for entry in manifest["shards"] if entry["name"] == "train-000000")
-    manifest["counts"]["train"] += len(samples) - entry["samples"]
+    counts = manifest["counts"] | {"train": manifest["counts"]["train"] + len(samples) - entry["samples"]}
     entry |= {
         "bytes": closed.size,
         "samples": len(samples),
         "sha256": closed.sha256,
         "index_sha256": closed.index_sha256,
     }
-    (dataset / "manifest.json").write_text(json.dumps(manifest))
+    edit_manifest(dataset, shards=manifest["shards"], counts=counts)
 
 
 def train_samples(count: int, start: int) -> list[Sample]:

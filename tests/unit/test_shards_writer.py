@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
+from hypothesis import given
+from hypothesis import strategies as st
 
 from astroclip_dist.data.index import decode_index
 from astroclip_dist.data.manifest import ImageLayout, Manifest, SpectrumLayout, read_manifest, split_of
@@ -125,12 +127,19 @@ def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 
 
-def test_keys_are_remembered_after_they_moved_into_the_sorted_array(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.seen_keys._RECENT", 7)
-    seen = SeenKeys()
-    assert all(seen.add(f"galaxy-{number}") for number in range(100))
-    assert not any(seen.add(f"galaxy-{number}") for number in range(100))
-    assert seen.add("galaxy-100")
+@given(
+    batches=st.lists(st.lists(st.integers(0, 60), max_size=30), max_size=30),
+    longest=st.sampled_from([1, 4, 1 << 20]),
+)
+def test_a_key_is_new_once(batches: list[list[int]], longest: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shards.seen_keys._LONGEST_RUN", longest)
+        seen, expected = SeenKeys(), set()
+        for batch in batches:
+            new = seen.add(np.array(batch, np.uint64))
+            for number, is_new in zip(batch, new, strict=True):
+                assert is_new == (number not in expected)
+                expected.add(number)
 
 
 def with_field(**changes: object) -> Sample:
@@ -231,7 +240,7 @@ def test_a_full_local_disk_is_named_and_nothing_looks_complete(tmp_path: Path) -
         text=True,
         env=_environment(tmp_path),
     )
-    assert "Set TMPDIR to a folder with room" in done.stdout
+    assert f"{tmp_path / 'set'}: File too large. Free space there" in done.stdout
     assert not (tmp_path / "set").exists() or list((tmp_path / "set").iterdir()) == []
     assert list((tmp_path / "scratch").iterdir()) == []
 
