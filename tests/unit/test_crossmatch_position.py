@@ -145,7 +145,8 @@ def test_crowds_around_a_corner(tmp_path: Path, pixel: int) -> None:
     rng = np.random.default_rng(pixel)
     grid = HEALPix(nside=8, order="nested")
     ra, dec = grid.healpix_to_lonlat(np.full(2, pixel), np.array([0.0, 1.0]), np.array([0.0, 1.0]))
-    a, b = [], []
+    a: list[Positions] = []
+    b: list[Positions] = []
     for corner_ra, corner_dec in zip(ra.to_value(units.deg), dec.to_value(units.deg), strict=True):
         for side in (a, b):
             side.append(
