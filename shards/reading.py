@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from itertools import islice
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ def decode_array(content: bytes | memoryview, where: str) -> np.ndarray:
     """
     try:
         return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, TypeError, SyntaxError, TokenError, EOFError, OverflowError, MemoryError) as error:
         raise DataError(where, f"not a plain .npy array ({error})", "Build the dataset again.") from error
 
 

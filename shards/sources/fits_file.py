@@ -69,9 +69,7 @@ def table_column(table: np.ndarray, path: Path, hdu: str, name: str) -> np.ndarr
 
 def row_scalars(table: np.ndarray, path: Path, hdu: str, columns: dict[str, str], row: int) -> dict[str, Any]:
     """The named columns of one row as plain numbers and text; NaN and empty text are absent."""
-    values = {
-        field: table_column(table[row : row + 1], path, hdu, column)[0].item() for field, column in columns.items()
-    }
+    values = {field: table_column(table, path, hdu, column)[row].item() for field, column in columns.items()}
     return {
         field: value.strip() if isinstance(value, str) else value
         for field, value in values.items()
