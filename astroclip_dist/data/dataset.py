@@ -59,6 +59,8 @@ class Shard:
         index = decode_index(data, where)
         if len(index) != self.entry.samples:
             raise DamagedError(where, f"{len(index)} samples; the manifest says {self.entry.samples}", mend)
+        if not index.lies_within(self.entry.bytes):
+            raise DamagedError(where, f"members beyond the {self.entry.bytes} bytes of the tar", mend)
         return index
 
 

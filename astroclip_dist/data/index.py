@@ -52,6 +52,15 @@ class ShardIndex:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def lies_within(self, tar_bytes: int) -> bool:
+        """Whether every member that is there lies between the beginning and the end of the tar."""
+        for table in self.members.values():
+            there = table.offset != ABSENT
+            offset, length = table.offset[there], table.length[there]
+            if ((offset < 0) | (length < 0) | (offset > tar_bytes) | (length > tar_bytes - offset)).any():
+                return False
+        return True
+
     def span(self, start: int, stop: int, members: Sequence[str]) -> tuple[int, int]:
         """The byte range [first, last) of the tar that covers the members of samples [start, stop)."""
         first, last = [], []
@@ -83,6 +92,7 @@ def decode_index(data: bytes | memoryview, where: str) -> ShardIndex:
     try:
         reader = pa.ipc.open_file(pa.py_buffer(data))
         table = reader.read_all()
+        table.validate(full=True)  # what a hostile file says of its own buffers is not to be believed
     except (pa.ArrowInvalid, OSError) as error:
         raise DamagedError(where, "not a shard index", mend) from error
     version = (table.schema.metadata or {}).get(b"astroclip_index_version")

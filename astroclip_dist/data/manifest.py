@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from astroclip_dist.errors import DataError
@@ -15,6 +15,8 @@ from astroclip_dist.store import MissingObjectError, Store
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 
+# Far above what is sensible; beyond lies what nobody wrote on purpose.
+_LARGEST_SHARD_BYTES, _LARGEST_SHARD_SAMPLES = 1 << 46, 1 << 24
 _END = b"\n}"
 _HASH_LINE = re.compile(rb',\n  "manifest_sha256": "([0-9a-f]{64})"\n}\s*$')
 
@@ -69,9 +71,10 @@ class ShardEntry:
     There are tens of thousands in a survey: slots take a quarter of a model's memory.
     """
 
-    name: str
-    bytes: int
-    samples: int
+    # Not a path: a name from a hostile manifest must not lead out of the dataset.
+    name: Annotated[str, Field(pattern=r"^(train|val|test)-[0-9]{6,}$")]
+    bytes: Annotated[int, Field(ge=0, le=_LARGEST_SHARD_BYTES)]
+    samples: Annotated[int, Field(ge=1, le=_LARGEST_SHARD_SAMPLES)]
     split: Split
     sha256: str
     index_sha256: str

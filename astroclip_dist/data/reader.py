@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from tokenize import TokenError
 from typing import NamedTuple
 
 import numpy as np
@@ -215,6 +216,6 @@ def _parse_npy_header(header: bytes) -> tuple[np.dtype, tuple[int, ...], int]:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran_order, dtype = read(stream)
-    except ValueError:
+    except (ValueError, TypeError, SyntaxError, TokenError):
         return np.dtype("V"), (), crc32
     return (np.dtype("V"), (), crc32) if fortran_order else (dtype, shape, crc32)
