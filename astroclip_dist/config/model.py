@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from astroclip_dist.config.strict import Section
 from astroclip_dist.errors import ConfigError
+
+Stretch = Literal["rgb", "asinh", "zscore"]
+
+
+class BandScale(Section):
+    """Mean and standard deviation of the pixels of each band, g, r, z, nanomaggies."""
+
+    mean: tuple[float, float, float]
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 
 class TransformerSize(Section):
@@ -33,13 +42,25 @@ class ImageEncoder(TransformerSize):
     heads: int = 16
     crop: int = Field(default=144, gt=0, description="side of the square crop, pixels")
     patch: int = Field(default=12, gt=0, description="side of a patch, pixels")
-    stretch: Literal["rgb", "asinh"] = "rgb"
+    stretch: Stretch = "rgb"
+    zscore: BandScale | None = Field(default=None, description="for stretch zscore: of the training split")
     layer_scale: float | None = 1e-5
 
     @model_validator(mode="after")
     def _patches_fill_crop(self) -> Self:
         if self.crop % self.patch:
             raise ConfigError("crop", self.crop, f"It must be a multiple of patch = {self.patch}.")
+        return self
+
+    @model_validator(mode="after")
+    def _zscore_has_its_numbers(self) -> Self:
+        if (self.stretch == "zscore") != (self.zscore is not None):
+            raise ConfigError(
+                "zscore",
+                self.zscore,
+                "Stretch zscore needs the mean and std of g, r, z in the training split, and only it does: write "
+                "zscore: {mean: [g, r, z], std: [g, r, z]} with the numbers that `astroclip shards info` prints.",
+            )
         return self
 
 
@@ -51,6 +72,8 @@ class SpectrumEncoder(TransformerSize):
     heads: int = 6
     slice_size: int = Field(default=20, gt=0, description="wavelength bins in a token")
     slice_stride: int = Field(default=10, gt=0, description="bins from one token's start to the next's")
+    ivar_aware: bool = Field(default=False, description="bins of zero inverse variance count for nothing")
+    weighted_mean: bool = Field(default=False, description="with ivar_aware: the mean is weighted by it")
 
     @model_validator(mode="after")
     def _no_gaps(self) -> Self:
@@ -58,6 +81,12 @@ class SpectrumEncoder(TransformerSize):
             raise ConfigError(
                 "slice_stride", self.slice_stride, f"Above slice_size = {self.slice_size} bins would be lost."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_are_read(self) -> Self:
+        if self.weighted_mean and not self.ivar_aware:
+            raise ConfigError("weighted_mean", True, "The weights are inverse variances: set ivar_aware: true.")
         return self
 
 

@@ -6,15 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from astroclip_dist.config.augmentation import ImageAugmentation
 from astroclip_dist.config.model import CrossAttentionHead, ImageEncoder, SpectrumEncoder
 from astroclip_dist.config.strict import Section
-
-
-class ImageAugmentation(Section):
-    """Random views of an image during training, keyed by sample; evaluation takes the centre crop."""
-
-    random_crop: bool = True
-    flips_and_quarter_turns: bool = True
 
 
 class ClipAlignment(Section):

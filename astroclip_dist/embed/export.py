@@ -18,10 +18,10 @@ from torch import Tensor
 
 from astroclip_dist.config import RunConfig
 from astroclip_dist.data.dataset import Dataset, Shard
+from astroclip_dist.data.filling import read_samples
 from astroclip_dist.data.manifest import Split
 from astroclip_dist.data.order import Piece
 from astroclip_dist.data.reader import load_piece
-from astroclip_dist.data.stream import Row, fill
 from astroclip_dist.embed.table import (
     MANIFEST_NAME,
     MODALITIES,
@@ -53,8 +53,8 @@ class _Chunk:
     first_row: int
     keys: list[str]
     metadata: list[dict[str, Any]]
-    present: dict[Modality, np.ndarray]
-    members: dict[Modality, Tensor]
+    present: dict[str, np.ndarray]
+    members: dict[str, Tensor]
 
 
 def export_embeddings(
@@ -123,8 +123,12 @@ def _tables(
     device: torch.device,
 ) -> Iterator[pa.Table]:
     """Parts of about ``ROWS_A_PART`` galaxies."""
+    members: list[str] = list(modalities)
+    if config.objective.spectrum.ivar_aware and "spectrum" in modalities:
+        dataset.layout("ivar")  # refuses a dataset without
+        members.append("ivar")
     chunks = with_progress(
-        _chunks(dataset, modalities, batch_size),
+        _chunks(dataset, members, batch_size),
         total=sum(-(-shard.entry.samples // batch_size) for shard in dataset.shards),
         unit=f"batches of {batch_size}",
     )
@@ -138,7 +142,7 @@ def _tables(
         yield pa.concat_tables(waiting, promote_options="permissive")
 
 
-def _chunks(dataset: Dataset, modalities: Sequence[Modality], batch_size: int) -> Iterator[_Chunk]:
+def _chunks(dataset: Dataset, members: Sequence[str], batch_size: int) -> Iterator[_Chunk]:
     """The whole dataset in the order of its shards; the next chunk is read while one is embedded."""
     pieces = [
         (shard, Piece(number, first, min(first + batch_size, shard.entry.samples)))
@@ -148,30 +152,28 @@ def _chunks(dataset: Dataset, modalities: Sequence[Modality], batch_size: int) -
     with ThreadPoolExecutor(1, "read") as ahead, ThreadPoolExecutor(_READING_THREADS, "fill") as pool:
         following: Future[_Chunk] | None = None
         for at, _ in enumerate(pieces):
-            chunk = following or ahead.submit(_read, dataset, *pieces[at], modalities, pool)
+            chunk = following or ahead.submit(_read, dataset, *pieces[at], members, pool)
             if at + 1 < len(pieces):
-                following = ahead.submit(_read, dataset, *pieces[at + 1], modalities, pool)
+                following = ahead.submit(_read, dataset, *pieces[at + 1], members, pool)
             yield chunk.result()
 
 
-def _read(
-    dataset: Dataset, shard: Shard, piece: Piece, modalities: Sequence[Modality], pool: ThreadPoolExecutor
-) -> _Chunk:
-    loaded = load_piece(shard, piece, (*modalities, "json"))
+def _read(dataset: Dataset, shard: Shard, piece: Piece, members: Sequence[str], pool: ThreadPoolExecutor) -> _Chunk:
+    loaded = load_piece(shard, piece, (*members, "json"))
     rows = range(piece.start, piece.stop)
-    present = {m: loaded.index.members[m].offset[piece.start : piece.stop] >= 0 for m in modalities}
-    members: dict[Modality, Tensor] = {}
-    for modality in modalities:
-        there = [Row(loaded, row) for row, is_there in zip(rows, present[modality], strict=True) if is_there]
+    present = {m: loaded.index.members[m].offset[piece.start : piece.stop] >= 0 for m in members}
+    tensors: dict[str, Tensor] = {}
+    for member in members:
+        there = [row for row, is_there in zip(rows, present[member], strict=True) if is_there]
         if there:
-            members[modality] = fill(there, dataset, [modality], pool)[modality]
+            tensors |= read_samples(loaded, there, dataset, [member], pool)
     return _Chunk(
         shard,
         piece.start,
         list(loaded.index.keys[piece.start : piece.stop]),
         [json.loads(loaded.read_json(row)) for row in rows],
         present,
-        members,
+        tensors,
     )
 
 
@@ -179,10 +181,10 @@ def _read(
 def _embed(
     model: TwoTower, config: RunConfig, chunk: _Chunk, modalities: Sequence[Modality], device: torch.device
 ) -> pa.Table:
-    images, spectra = (
-        chunk.members[m].to(device, non_blocking=True) if m in chunk.members else None for m in MODALITIES
+    images, spectra, ivar = (
+        chunk.members[m].to(device, non_blocking=True) if m in chunk.members else None for m in (*MODALITIES, "ivar")
     )
-    image, spectrum, _ = model(*evaluation_inputs(images, spectra, config.objective))
+    image, spectrum, _ = model(*evaluation_inputs(images, spectra, config.objective, ivar))
     columns: dict[str, pa.Array] = {
         "key": pa.array(chunk.keys, pa.string()),
         "split": pa.array([chunk.shard.entry.split] * len(chunk.keys), pa.string()),

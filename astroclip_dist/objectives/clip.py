@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from astroclip_dist.config.augmentation import ViewRecipe
 from astroclip_dist.config.objective import ClipAlignment
+from astroclip_dist.data.augment import augment
 from astroclip_dist.data.dataset import Dataset
 from astroclip_dist.data.draws import stream_key
-from astroclip_dist.data.images import centre_crop, random_views, stretch
+from astroclip_dist.data.images import centre_crop, stretch
 from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.data.spectra import slice_spectra
 from astroclip_dist.data.stream import Batch
-from astroclip_dist.errors import ConfigError
+from astroclip_dist.errors import ConfigError, DataError
 from astroclip_dist.models.two_tower import TwoTower
 from astroclip_dist.parallel.contrastive import contrastive_loss
 from astroclip_dist.parallel.engines import Engine
@@ -31,8 +34,6 @@ class Clip:
         device: of this rank.
     """
 
-    members: Sequence[str] = ("image", "spectrum")
-
     def __init__(
         self, config: ClipAlignment, dataset: Dataset, *, seed: int, micro_batch: int, device: torch.device
     ) -> None:
@@ -48,22 +49,23 @@ class Clip:
                 "objective.spectrum.slice_size", config.spectrum.slice_size, f"Spectra have {spectrum.size} bins."
             )
         self.config, self._image, self._spectrum = config, image, spectrum
+        self.members: Sequence[str] = ("image", "spectrum", *(["ivar"] if config.spectrum.ivar_aware else []))
+        self._view = ViewRecipe(size=config.image.crop, **config.augmentation.model_dump())
         self._seed, self._micro_batch, self._device = seed, micro_batch, device
 
     def build(self) -> TwoTower:
         return TwoTower(self.config, self._image, self._spectrum)
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        images = batch.members["image"].to(self._device, non_blocking=True)
-        spectra = batch.members["spectrum"].to(self._device, non_blocking=True)
-        views = random_views(
-            images,
-            self.config.image.crop,
-            stream_key("image view", self._seed, batch.cursor.epoch),
+        members = {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.members.items()}
+        views = augment(
+            members["image"],
             batch.sample_ids,
-            **self.config.augmentation.model_dump(),
+            stream_key("image view", self._seed, batch.cursor.epoch),
+            self._view,
+            partial(stretch, how=self.config.image.stretch, zscore=self.config.image.zscore),
         )
-        return stretch(views, self.config.image.stretch), spectrum_tokens(spectra, self.config)
+        return views, spectrum_tokens(members["spectrum"], self.config, members.get("ivar"))
 
     def accumulate(self, engine: Engine, inputs: tuple[Tensor, ...], key: int) -> dict[str, Tensor]:
         images, spectra = inputs
@@ -107,19 +109,30 @@ class Clip:
 
 
 def evaluation_inputs(
-    images: Tensor | None, spectra: Tensor | None, config: ClipAlignment
+    images: Tensor | None, spectra: Tensor | None, config: ClipAlignment, ivar: Tensor | None = None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Inputs of the two-tower model without any augmentation: centre crop, stretch, slices.
 
     Args:
-        images: (n, bands, H, W), nanomaggies; spectra: (n, bins), 1e-17 erg/s/cm2/A.
+        images: (n, bands, H, W), nanomaggies; spectra: (n, bins), 1e-17 erg/s/cm2/A; ivar: (n, bins), their inverse
+            variances, needed where the configuration says ``ivar_aware``.
+
+    Raises:
+        DataError: images smaller than the crop, or spectra without the inverse variances that the model needs.
     """
-    views = None if images is None else stretch(centre_crop(images, config.image.crop), config.image.stretch)
-    return views, None if spectra is None else spectrum_tokens(spectra, config)
+    views = None
+    if images is not None:
+        views = stretch(centre_crop(images, config.image.crop), config.image.stretch, config.image.zscore)
+    return views, None if spectra is None else spectrum_tokens(spectra, config, ivar)
 
 
-def spectrum_tokens(spectra: Tensor, config: ClipAlignment) -> Tensor:
-    return slice_spectra(spectra, config.spectrum.slice_size, config.spectrum.slice_stride)
+def spectrum_tokens(spectra: Tensor, config: ClipAlignment, ivar: Tensor | None) -> Tensor:
+    options = config.spectrum
+    if not options.ivar_aware:
+        return slice_spectra(spectra, options.slice_size, options.slice_stride)
+    if ivar is None:
+        raise DataError("ivar", "absent", "objective.spectrum.ivar_aware needs the inverse variances of the spectra.")
+    return slice_spectra(spectra, options.slice_size, options.slice_stride, ivar, weighted_mean=options.weighted_mean)
 
 
 def _seed(key: int, micro_batch: int) -> None:

@@ -1,4 +1,4 @@
-"""Views, stretches and tokens: keyed by sample, invertible where promised, as published."""
+"""Centre crops, stretches and tokens: invertible where promised, as published, blind to masked bins."""
 
 from __future__ import annotations
 
@@ -6,44 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from astroclip_dist.data.draws import stream_key
-from astroclip_dist.data.images import centre_crop, random_views, stretch
-from astroclip_dist.data.rgb import from_rgb, to_rgb
+from astroclip_dist.config.model import BandScale
+from astroclip_dist.data.images import centre_crop, stretch
+from astroclip_dist.data.rgb import arcsinh, from_rgb, to_rgb
 from astroclip_dist.data.spectra import num_tokens, slice_spectra
 from astroclip_dist.errors import DataError
-
-IDS = np.array([11, 2**63 + 1, 5, 99, 1234567], dtype=np.uint64)
-
-
-def views(images: torch.Tensor, ids: np.ndarray, epoch: int = 0) -> torch.Tensor:
-    return random_views(images, 8, stream_key("view", 0, epoch), ids, random_crop=True, flips_and_quarter_turns=True)
-
-
-def test_a_view_depends_on_the_sample_not_on_its_batch() -> None:
-    images = torch.randn(5, 3, 12, 12)
-    together = views(images, IDS)
-    for at in range(5):
-        assert torch.equal(views(images[at : at + 1], IDS[at : at + 1])[0], together[at])
-    assert not torch.equal(views(images, IDS, epoch=1), together)
-
-
-def test_every_view_is_a_crop_in_one_of_eight_orientations() -> None:
-    images = torch.randn(5, 3, 12, 12)
-    for image, view in zip(images, views(images, IDS), strict=True):
-        turned = [torch.rot90(flip, k, (1, 2)) for flip in (image, image.flip(2)) for k in range(4)]
-        corners = [(i, j) for i in range(5) for j in range(5)]
-        assert any(torch.equal(view, t[:, i : i + 8, j : j + 8]) for t in turned for i, j in corners)
-
-
-def test_all_crops_and_orientations_occur_equally_often() -> None:
-    """A corner pixel's place tells crop and orientation: 25 x 8 outcomes, 40 expected of each."""
-    n = 8000
-    coordinates = torch.arange(144.0).view(1, 1, 12, 12).expand(n, 1, 12, 12)
-    seen = views(coordinates, np.arange(n, dtype=np.uint64))
-    outcomes = torch.stack([seen[:, 0, 0, 0], seen[:, 0, 0, 1]], dim=1).long().tolist()
-    counts = np.unique([a * 144 + b for a, b in outcomes], return_counts=True)[1]
-    assert len(counts) == 200
-    assert ((counts - n / 200) ** 2 / (n / 200)).sum() < 285  # chi-square, 199 degrees of freedom: p = 1e-4
 
 
 def test_centre_crop_and_too_small_images() -> None:
@@ -86,3 +53,73 @@ def test_spectrum_tokens_as_published() -> None:
 
 def test_flat_spectrum_stays_finite() -> None:
     assert torch.isfinite(slice_spectra(torch.full((1, 100), 5.0), 20, 10)).all()
+
+
+def test_inverse_hyperbolic_sine() -> None:
+    values = torch.cat([torch.linspace(-3, 3, 1001), torch.tensor([0.0, 1e-9, -1e-5, 1e4, -65504.0, 1e18])])
+    exact = np.arcsinh(values.double().numpy())
+    assert np.abs(arcsinh(values).numpy() - exact).max() < 3e-6
+    small = np.abs(exact) < 1
+    assert np.abs(arcsinh(values).numpy() - exact)[small].max() < 2e-7
+
+
+def test_colours_of_any_finite_flux() -> None:
+    flux = torch.tensor([0.0, 1e37, -1e37, -0.005, 65504.0]).view(1, 1, 1, 5).expand(2, 3, 4, 5).clone()
+    flux[1, 0] *= -1
+    colours = to_rgb(flux)
+    assert torch.isfinite(colours).all()
+    assert colours.min() >= 0
+    assert colours.max() <= 1
+
+
+def test_zscore_is_linear_in_each_band() -> None:
+    scale = BandScale(mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 4.0))
+    found = stretch(torch.full((1, 3, 2, 2), 1.1, dtype=torch.float16), "zscore", scale)
+    expected = [(1.1 - 0.1) / 1, (1.1 - 0.2) / 2, (1.1 - 0.3) / 4]
+    assert found[0, :, 1, 1].tolist() == pytest.approx(expected, abs=1e-3)
+
+
+def spectra_with_holes() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    flux = torch.randn(3, 300, generator=generator) * 3 + 40
+    ivar = torch.rand(3, 300, generator=generator) + 0.1
+    ivar[0, 50:120] = 0
+    ivar[1, ::3] = 0
+    return torch.where(ivar > 0, flux, 0.0), ivar
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_masked_bins_count_for_nothing(weighted: bool) -> None:
+    flux, ivar = spectra_with_holes()
+    tokens = slice_spectra(flux, 20, 10, ivar, weighted_mean=weighted)
+    for row in range(3):
+        good = ivar[row].numpy() > 0
+        values = flux[row].double().numpy()
+        mean = np.average(values[good], weights=ivar[row].double().numpy()[good] if weighted else None)
+        std = np.sqrt(((values[good] - mean) ** 2).sum() / (good.sum() - 1))
+        assert tokens[row, 0, :2].tolist() == pytest.approx([(mean - 2) / 2, (std - 2) / 8], rel=1e-5)
+        scores = np.where(good, (values - mean) / std, 0)
+        expected = np.stack([scores[at : at + 20] for at in range(0, 281, 10)])
+        np.testing.assert_allclose(tokens[row, 1:, 2:].numpy(), expected, atol=1e-5)
+
+
+def test_what_lies_in_masked_bins_does_not_matter() -> None:
+    flux, ivar = spectra_with_holes()
+    wild = torch.where(ivar > 0, flux, 1e30)
+    assert torch.equal(slice_spectra(wild, 20, 10, ivar), slice_spectra(flux, 20, 10, ivar))
+    # Without the inverse variances, empty bins drag the mean: the reason for the option.
+    plain = slice_spectra(flux, 20, 10)[0, 0, 0] * 2 + 2
+    aware = slice_spectra(flux, 20, 10, ivar)[0, 0, 0] * 2 + 2
+    assert plain < 32 < 39 < aware
+
+
+def test_without_masked_bins_both_ways_agree() -> None:
+    flux, ivar = spectra_with_holes()
+    torch.testing.assert_close(slice_spectra(flux, 20, 10, ivar + 1), slice_spectra(flux, 20, 10), rtol=1e-5, atol=1e-5)
+
+
+def test_a_spectrum_without_a_good_bin_is_zero() -> None:
+    for weighted in (False, True):
+        tokens = slice_spectra(torch.full((1, 100), 7.0), 20, 10, torch.zeros(1, 100), weighted_mean=weighted)
+        assert (tokens[0, 1:] == 0).all()
+        assert torch.isfinite(tokens).all()

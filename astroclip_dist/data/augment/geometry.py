@@ -1,0 +1,106 @@
+"""Crop, symmetry, rotation and scaling of a batch in one resampling; exact copies of pixels where that will do.
+
+A view's pixel o, counted from the view's centre, shows the image at
+
+    s = centre of the image + R(-angle) (centre of the crop + zoom D o) / scale
+
+with D one of the eight symmetries of the square, R a rotation, and zoom the side of the crop over that of the view. The
+image is turned and scaled about its centre, where the galaxy is; then it is cropped, as by Stein et al.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from astroclip_dist.config.augmentation import ViewRecipe
+from astroclip_dist.data.augment.draws import ViewDraws, to_device
+from astroclip_dist.errors import DataError
+
+
+def cut_views(images: Tensor, recipe: ViewRecipe, draws: ViewDraws) -> Tensor:
+    """The views' pixels.
+
+    Args:
+        images: (n, bands, H, W), on any device.
+
+    Returns:
+        (n, bands, size, size); float32 where pixels are interpolated, else of the images' dtype, pixel for pixel.
+
+    Raises:
+        DataError: the images are smaller than the crop.
+    """
+    height, width = images.shape[-2:]
+    side = recipe.size if recipe.cutout_area is None else round(min(height, width) * recipe.cutout_area**0.5, 6)
+    margins = np.array([height, width]) - side
+    if margins.min() < 0:
+        raise DataError(
+            "objective.image.crop",
+            recipe.size,
+            f"The dataset's images have {height} x {width} pixels: choose a smaller crop.",
+        )
+    corners = _corners(recipe, draws.crop, margins)
+    if recipe.resamples:
+        return _resample(images.float(), recipe, draws, corners, side)
+    return _copy(images, recipe.size, draws.symmetry, corners.astype(np.int64))
+
+
+def _corners(recipe: ViewRecipe, place: np.ndarray, margins: np.ndarray) -> np.ndarray:
+    """(n, 2), the first row and column of each crop, in pixels of the image."""
+    if recipe.random_crop:
+        return place * margins if recipe.cutout_area is not None else np.floor(place * (margins + 1))
+    centre = margins / 2 if recipe.cutout_area is not None else margins // 2
+    if not recipe.jitter:
+        return np.broadcast_to(centre, place.shape)
+    moved = centre + np.floor(place * (2 * recipe.jitter + 1)) - recipe.jitter
+    return moved if recipe.resamples else np.clip(moved, 0, margins)
+
+
+def _copy(images: Tensor, size: int, symmetry: np.ndarray, corners: np.ndarray) -> Tensor:
+    """A pixel's address is a number of its row plus one of its column, also in flipped and transposed crops."""
+    n, bands, height, width = images.shape
+    steps = np.arange(size)
+    across, down, transposed = symmetry[:, :1], symmetry[:, 1:2], symmetry[:, 2:]
+    rows = (corners[:, :1] + np.where(down, size - 1 - steps, steps)) * width
+    columns = corners[:, 1:] + np.where(across, size - 1 - steps, steps)
+    first = (np.arange(n) * bands * height * width)[:, None]
+    addresses = np.stack([first + np.where(transposed, columns, rows), np.where(transposed, rows, columns)])
+    dtype = np.int32 if images.numel() < 2**31 else np.int64
+    by_row, by_column = to_device(addresses.astype(dtype), images.device)
+    plane = torch.arange(bands, dtype=by_row.dtype, device=images.device) * (height * width)
+    index = (by_row[:, None, :] + plane[:, None])[..., None] + by_column[:, None, None, :]
+    return images.reshape(-1).index_select(0, index.view(-1)).view(n, bands, size, size)
+
+
+def _resample(images: Tensor, recipe: ViewRecipe, draws: ViewDraws, corners: np.ndarray, side: float) -> Tensor:
+    """Bilinear, one sampling grid for all bands of an image. (n, bands, size, size) float32."""
+    shape = np.array(images.shape[-2:])
+    across, down = np.where(draws.symmetry[:, 0], -1.0, 1.0), np.where(draws.symmetry[:, 1], -1.0, 1.0)
+    transposed = draws.symmetry[:, 2]
+    zero = np.zeros(len(images))
+    # D o in (row, column), then the rotation, which turns the image anticlockwise as it is seen with row 0 on top.
+    symmetry = np.array(
+        [
+            [np.where(transposed, zero, down), np.where(transposed, down, zero)],
+            [np.where(transposed, across, zero), np.where(transposed, zero, across)],
+        ]
+    ).transpose(2, 0, 1)
+    cos, sin = np.cos(draws.angle), np.sin(draws.angle)
+    turn = np.array([[cos, sin], [-sin, cos]]).transpose(2, 0, 1) / draws.scale[:, None, None]
+    offset = (corners + (side - 1) / 2) - (shape - 1) / 2
+    centre = (shape - 1) / 2 + (turn @ offset[..., None])[..., 0]
+    matrix = turn @ symmetry * (side / recipe.size)
+    # Normalised coordinates of torch: -1 and 1 are the outer edges of the first and the last pixel.
+    matrix = matrix * (2 / shape)[:, None]
+    centre = (2 * centre + 1) / shape - 1
+    steps = np.arange(recipe.size) - (recipe.size - 1) / 2
+    by_row = matrix[:, :, :1] * steps + centre[:, :, None]
+    by_column = matrix[:, :, 1:] * steps
+    parts = to_device(np.stack([by_row, by_column]).astype(np.float32), images.device)
+    grid = images.new_empty(len(images), recipe.size, recipe.size, 2)
+    for axis, place in ((0, 1), (1, 0)):  # torch wants (column, row)
+        torch.add(parts[0, :, axis, :, None], parts[1, :, axis, None, :], out=grid[..., place])
+    padding = "reflection" if recipe.beyond_edge == "reflect" else "zeros"
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode=padding, align_corners=False)

@@ -1,0 +1,88 @@
+"""Several views of each image for self-distillation: two global and eight local ones (AstroCLIP section 5.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from astroclip_dist.config.augmentation import ApplyProbability, ViewRecipe
+from astroclip_dist.data.augment.published import (
+    FIRST_GLOBAL,
+    GLOBAL_AREA,
+    GLOBAL_SIZE,
+    LOCAL,
+    LOCAL_AREA,
+    LOCAL_SIZE,
+    LOCAL_VIEWS,
+    SECOND_GLOBAL,
+)
+from astroclip_dist.data.augment.views import augment
+from astroclip_dist.data.draws import stream_key
+
+Convention = Literal["paper", "upstream"]
+
+
+@dataclass(frozen=True)
+class MultiCropPlan:
+    """The recipes of an image's views. All global views have one size, and so have all local ones."""
+
+    global_views: tuple[ViewRecipe, ...]
+    local_views: tuple[ViewRecipe, ...]
+
+
+@dataclass(frozen=True)
+class MultiCrop:
+    """Views of n images: (n, 3, size, size) float32 each, in the plan's order."""
+
+    global_views: list[Tensor]
+    local_views: list[Tensor]
+
+
+def published_plan(convention: Convention, apply_probability: ApplyProbability = "paper") -> MultiCropPlan:
+    """Two global views of 144 px and eight local ones of 60 px.
+
+    Args:
+        convention: ``paper`` is the text: cut-outs of 94.7 and 39.4 per cent of the area, resampled to the view's size,
+            flips, and rotation by any angle. ``upstream`` is the code: crops of 144 and 60 px, pixel for pixel, flips.
+        apply_probability: ``upstream_inverted`` blurs and adds noise with the probabilities 0, 0.9, 0.5 that the code's
+            ``keep_p`` has, instead of 1, 0.1, 0.5.
+    """
+
+    def recipe(size: int, area: float, probability: float) -> ViewRecipe:
+        return ViewRecipe(
+            size=size,
+            cutout_area=area if convention == "paper" else None,
+            flips=True,
+            flips_and_quarter_turns=False,
+            rotation=convention == "paper",
+            blur=probability,
+            noise=probability,
+            apply_probability=apply_probability,
+        )
+
+    return MultiCropPlan(
+        global_views=tuple(recipe(GLOBAL_SIZE, GLOBAL_AREA, p) for p in (FIRST_GLOBAL, SECOND_GLOBAL)),
+        local_views=tuple(recipe(LOCAL_SIZE, LOCAL_AREA, LOCAL) for _ in range(LOCAL_VIEWS)),
+    )
+
+
+def multi_crop(
+    images: Tensor,
+    sample_ids: np.ndarray,
+    key: int,
+    plan: MultiCropPlan,
+    stretch: Callable[[Tensor], Tensor] | None = None,
+) -> MultiCrop:
+    """All views of a plan; each is ``augment`` with a key of its own. Arguments and errors as there."""
+
+    def views(kind: str, recipes: tuple[ViewRecipe, ...]) -> list[Tensor]:
+        return [
+            augment(images, sample_ids, stream_key(f"{kind} view", key, number), recipe, stretch)
+            for number, recipe in enumerate(recipes)
+        ]
+
+    return MultiCrop(views("global", plan.global_views), views("local", plan.local_views))
