@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 from itertools import islice
-from tokenize import TokenError
 from typing import Any
 
 import numpy as np
 from isal import isal_zlib
 
+from astroclip_dist.data import npy
 from astroclip_dist.data.index import ARRAY_MEMBERS, MEMBERS, ShardIndex, decode_index
 from astroclip_dist.data.manifest import Manifest
 from astroclip_dist.errors import DataError
@@ -25,8 +24,8 @@ def decode_array(content: bytes | memoryview, where: str) -> np.ndarray:
         DataError: not such a file, or one with pickled objects.
     """
     try:
-        return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, TypeError, SyntaxError, TokenError, EOFError, OverflowError, MemoryError) as error:
+        return npy.decode(content)
+    except ValueError as error:
         raise DataError(where, f"not a plain .npy array ({error})", "Build the dataset again.") from error
 
 

@@ -93,10 +93,11 @@ def decode_index(data: bytes | memoryview, where: str) -> ShardIndex:
         reader = pa.ipc.open_file(pa.py_buffer(data))
         table = reader.read_all()
         table.validate(full=True)  # what a hostile file says of its own buffers is not to be believed
-    except (pa.ArrowInvalid, OSError) as error:
+        keys = table.column("key").to_pylist() if "key" in table.schema.names else []
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DamagedError(where, "not a shard index", mend) from error
     version = (table.schema.metadata or {}).get(b"astroclip_index_version")
-    if version != INDEX_VERSION or table.schema.names != SCHEMA.names:
+    if version != INDEX_VERSION or not table.schema.equals(SCHEMA):
         raise DamagedError(where, f"shard index of version {version!r}", mend)
 
     def column(name: str, absent: int) -> np.ndarray:
@@ -108,4 +109,4 @@ def decode_index(data: bytes | memoryview, where: str) -> ShardIndex:
         )
         for member in MEMBERS
     }
-    return ShardIndex(table.column("key").to_pylist(), members)
+    return ShardIndex(keys, members)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import os
 import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from tokenize import TokenError
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +15,7 @@ from isal import isal_zlib
 
 from astroclip_dist.data.dataset import Shard
 from astroclip_dist.data.index import ShardIndex
+from astroclip_dist.data.npy import parse_header
 from astroclip_dist.data.order import Piece
 from astroclip_dist.data.shard_bytes import FetchedBytes, Fetcher, FileBytes, RemoteBytes, ShardBytes
 from astroclip_dist.data.shard_cache import ShardCache
@@ -96,7 +95,7 @@ class LoadedPiece:
             end = offset + len(header) + len(slot.into)
         self._read_run(source, row, slots, begin, end, run)
         for slot, header in zip(slots, headers, strict=True):
-            dtype, shape, header_crc32 = _parse_npy_header(bytes(header))
+            dtype, shape, header_crc32 = _describe_header(bytes(header))
             crc32 = isal_zlib.crc32(slot.into, header_crc32)
             expected = self.index.members[slot.member].crc32.item(row)
             if crc32 != expected:
@@ -208,14 +207,10 @@ def _open(
 
 
 @lru_cache(maxsize=64)
-def _parse_npy_header(header: bytes) -> tuple[np.dtype, tuple[int, ...], int]:
+def _describe_header(header: bytes) -> tuple[np.dtype, tuple[int, ...], int]:
     """dtype, shape and crc32 of the header of a .npy member; all members of a dataset share a few distinct headers."""
-    stream = io.BytesIO(header)
-    crc32 = isal_zlib.crc32(header)
     try:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran_order, dtype = read(stream)
-    except (ValueError, TypeError, SyntaxError, TokenError):
-        return np.dtype("V"), (), crc32
-    return (np.dtype("V"), (), crc32) if fortran_order else (dtype, shape, crc32)
+        dtype, shape, _ = parse_header(header)
+    except ValueError:
+        dtype, shape = np.dtype("V"), ()
+    return dtype, shape, isal_zlib.crc32(header)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from astroclip_dist.data.draws import permutation, stream_key, uniform
 from astroclip_dist.data.order import Cursor, Order
+from astroclip_dist.data.window import needs
 from astroclip_dist.errors import ConfigError
 
 
@@ -28,7 +29,7 @@ def orders(draw: st.DrawFn) -> Order:
     )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=400)
 @given(order=orders(), epoch=st.integers(0, 3))
 def test_every_sample_at_most_once_and_the_dropped_remainder_is_smaller_than_a_batch(order: Order, epoch: int) -> None:
     seen = np.concatenate([order.step_samples(epoch, step).reshape(-1, 2) for step in range(order.steps_per_epoch)])
@@ -38,7 +39,7 @@ def test_every_sample_at_most_once_and_the_dropped_remainder_is_smaller_than_a_b
         assert 0 <= row < order.shard_samples[shard]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=400)
 @given(order=orders())
 def test_windows_tile_their_lane(order: Order) -> None:
     for lane in range(order.lanes):
@@ -49,6 +50,28 @@ def test_windows_tile_their_lane(order: Order) -> None:
             piece, row = order.window_samples(window)
             every = {(p.shard, r) for p in window.pieces for r in range(p.start, p.stop)}
             assert {(window.pieces[i].shard, r) for i, r in zip(piece, row, strict=True)} == every
+
+
+@settings(deadline=None, max_examples=2000)
+@given(order=orders(), step=st.integers(0, 10**6))
+def test_ranks_of_every_world_size_together_read_the_global_batch_in_its_order(order: Order, step: int) -> None:
+    cursor = Cursor(step // order.steps_per_epoch % 5, step % order.steps_per_epoch)
+    whole = order.step_samples(cursor.epoch, cursor.step)
+    assert whole.reshape(-1, 2).shape[0] == order.global_batch
+    for world_size in (size for size in range(1, order.lanes + 1) if order.lanes % size == 0):
+        mine = order.lanes // world_size
+        read: list[tuple[int, int]] = []
+        for rank in range(world_size):
+            taken: dict[int, list[tuple[int, int]]] = {lane: [] for lane in range(rank * mine, (rank + 1) * mine)}
+            for need in needs(order, list(taken), cursor):
+                if all(len(samples) >= order.samples_per_lane_step for samples in taken.values()):
+                    break
+                piece, row = order.window_samples(need.window)
+                shards = [need.window.pieces[number].shard for number in piece[need.part]]
+                taken[need.lane] += zip(shards, row[need.part].tolist(), strict=True)
+            for samples in taken.values():
+                read += samples[: order.samples_per_lane_step]
+        assert read == [(int(shard), int(row)) for shard, row in whole.reshape(-1, 2)]
 
 
 def test_epochs_and_seeds_differ_and_repeat_exactly() -> None:

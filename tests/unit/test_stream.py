@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from astroclip_dist.config.run import Reading
 from astroclip_dist.data.dataset import Dataset
 from astroclip_dist.data.order import Cursor, Order
 from astroclip_dist.data.stream import Batch, Stream
 from astroclip_dist.errors import DataError
 from tests.random_survey import random_sample, write_random_survey
 
-SAMPLES, GLOBAL_BATCH, LANES = 230, 24, 4
+SAMPLES, GLOBAL_BATCH, LANES = 230, 24, 8
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +25,20 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     return folder.as_uri()
 
 
-def read(url: str, steps: int, *, rank: int = 0, world_size: int = 1, cursor: Cursor = Cursor()) -> list[Batch]:  # noqa: B008
+def read(
+    url: str,
+    steps: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    cursor: Cursor = Cursor(),  # noqa: B008
+    threads: int = 2,
+) -> list[Batch]:
     dataset = Dataset.open([url], ["train"])
     order = Order(dataset.shard_samples, seed=3, lanes=LANES, global_batch=GLOBAL_BATCH, window_shards=2)
     members = ["image", "spectrum", "ivar"]
-    with Stream(dataset, order, members, rank=rank, world_size=world_size, cursor=cursor) as stream:
+    reading = Reading(threads=threads)
+    with Stream(dataset, order, members, rank=rank, world_size=world_size, cursor=cursor, reading=reading) as stream:
         return list(islice(stream, steps))
 
 
@@ -62,13 +72,31 @@ def test_stream_follows_the_order_across_epochs(url: str) -> None:
         assert batch.keys == [indexes[shard].keys[row] for shard, row in pairs]
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_global_batches_do_not_depend_on_the_world_size(url: str, world_size: int) -> None:
-    steps = 12
-    alone = [batch.keys for batch in read(url, steps)]
-    ranks = [read(url, steps, rank=rank, world_size=world_size) for rank in range(world_size)]
-    together = [[key for batches in ranks for key in batches[step].keys] for step in range(steps)]
-    assert together == alone
+def global_batches(url: str, steps: int, world_size: int, threads: int, cursor: Cursor = Cursor()) -> list[bytes]:  # noqa: B008
+    """Everything in the batches of all ranks, in rank order."""
+    ranks = [
+        read(url, steps, rank=rank, world_size=world_size, cursor=cursor, threads=threads) for rank in range(world_size)
+    ]
+    return [
+        b"".join(
+            part
+            for batches in ranks
+            for key, *arrays in zip(batches[step].keys, *batches[step].members.values(), strict=True)
+            for part in (key.encode(), *(array.numpy().tobytes() for array in arrays))
+        )
+        for step in range(steps)
+    ]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_global_batches_are_the_same_for_every_world_size_and_thread_count(
+    url: str, world_size: int, threads: int
+) -> None:
+    # Two epochs of 9 steps; after the fifth step another world size goes on.
+    alone = global_batches(url, 12, 1, 2)
+    assert global_batches(url, 5, world_size, threads) == alone[:5]
+    assert global_batches(url, 7, 8 // world_size, threads, cursor=Cursor(0, 5)) == alone[5:]
 
 
 @pytest.mark.parametrize("step", [1, 4, 8])
