@@ -11,7 +11,8 @@ import re
 import numpy as np
 
 _HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00(..)\{'descr': '([<>|](?:f[248]|[iu][1248]|b1))', 'fortran_order': False, 'shape': \(([0-9, ]*)\), \} *\n",
+    rb"\x93NUMPY\x01\x00(..)"
+    rb"\{'descr': '([<>|](?:f[248]|[iu][1248]|b1))', 'fortran_order': False, 'shape': \(([0-9, ]*)\), \} *\n",
     re.DOTALL,
 )
 # magic, version and the header's length, which is told of what follows them
