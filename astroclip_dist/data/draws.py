@@ -44,6 +44,16 @@ def uniform(key: int, samples: np.ndarray, count: int) -> np.ndarray:
     return (bits >> np.uint64(11)) * 2.0**-53
 
 
+def in_epochs(samples: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+    """Identities of samples in an epoch of theirs: another in each, (n,) uint64.
+
+    Args:
+        samples: (n,) uint64 identities; epochs: (n,) int64.
+    """
+    with np.errstate(over="ignore"):
+        return _mix(samples.astype(np.uint64) + epochs.astype(np.uint64) * _GOLDEN)
+
+
 def permutation(key: int, size: int) -> np.ndarray:
     """A random permutation of range(size), (size,) int64, from its key alone."""
     with np.errstate(over="ignore"):

@@ -20,6 +20,7 @@ from torch import Tensor
 from astroclip_dist.config.run import Reading
 from astroclip_dist.data.batch_memory import BatchMemory
 from astroclip_dist.data.dataset import Dataset
+from astroclip_dist.data.draws import in_epochs
 from astroclip_dist.data.filling import BatchArrays
 from astroclip_dist.data.manifest import key_hash
 from astroclip_dist.data.mixture import SampleOrder
@@ -47,8 +48,7 @@ class Batch:
         cursor: the step they belong to.
         keys: n survey identifiers.
         sample_ids: (n,) uint64, the keys' 64-bit identities.
-        epochs: (n,) int64, how often the samples' dataset was gone through before: with the identity, what random
-            draws are keyed by.
+        epochs: (n,) int64, how often the samples' dataset was gone through before.
         members: tensors on the CPU (pinned when CUDA is there), (n, *shape), in the dataset's dtype.
     """
 
@@ -57,6 +57,12 @@ class Batch:
     sample_ids: np.ndarray
     epochs: np.ndarray
     members: dict[str, Tensor]
+
+    @property
+    def draw_ids(self) -> np.ndarray:
+        """(n,) uint64, what the random draws for a sample are keyed by, besides the run's seed: the sample and its
+        epoch, so that they do not depend on the batch, the rank, or a restart."""
+        return in_epochs(self.sample_ids, self.epochs)
 
 
 class _LaneReader:

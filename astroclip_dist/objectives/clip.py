@@ -60,8 +60,8 @@ class Clip:
         members = {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.members.items()}
         views = augment(
             members["image"],
-            batch.sample_ids,
-            stream_key("image view", self._seed, batch.cursor.epoch),
+            batch.draw_ids,
+            stream_key("image view", self._seed),
             self._view,
             partial(stretch, how=self.config.image.stretch, zscore=self.config.image.zscore),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,7 @@ def state_around_a_bad_step(data: str, engine: str) -> tuple[float, bool, float]
         members = {name: value.clone() for name, value in good.members.items()}
         if session.ranks.rank == 0:
             members["image"][0] = torch.nan
-        _, norm = session.step(Batch(good.cursor, good.keys, good.sample_ids, members), 1)
+        _, norm = session.step(replace(good, members=members), 1)
         after = session.engine.state()
         same = all(torch.equal(_local(before[name]), _local(after[name])) for name in before)
         loss, _ = session.step(good, 1)
