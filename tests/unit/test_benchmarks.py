@@ -13,7 +13,11 @@ from tests.benchmarks.result import Result, interleaved, paired_ratio
 from tests.benchmarks.run_all import BEGIN, END, MEASURES, REPOSITORY, parse, table, write_into
 
 
-@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize(
+    "name",
+    # A server, and other projects' packages that may have to be installed first.
+    [pytest.param(name, marks=pytest.mark.slow if name == "s3_stream" else ()) for name in MEASURES],
+)
 def test_measure_ends_in_its_result(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", f"tests.benchmarks.{name}", "--size", "small"],
