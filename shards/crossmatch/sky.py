@@ -100,8 +100,9 @@ class Sky:
         """
         own = self.coarsen(pixels, order)
         border = np.flatnonzero(self._at_border(pixels, order))
-        # (8, k); -1 at the eight places of the sky where only seven pixels meet.
-        around = self._grid.neighbours(pixels[border]).astype(np.int64)
+        # (8, k); -1 (a NaN on the way) at the places of the sky where a pixel has only seven around it.
+        with np.errstate(invalid="ignore"):
+            around = self._grid.neighbours(pixels[border]).astype(np.int64)
         neighbour = np.where(around >= 0, self.coarsen(around, order), own[border])
         couples = np.stack([neighbour.ravel(), np.tile(border, len(around))], axis=1)
         couples = np.unique(couples[couples[:, 0] != own[couples[:, 1]]], axis=0)

@@ -20,6 +20,8 @@ ROWS_AT_ONCE = 1 << 18
 # Written by `astroclip shards catalogue` into the schema's metadata.
 DATASET_URL = b"astroclip_dataset"
 PLACE = {"shard": pa.string(), "row": pa.int32()}
+# Of each column; with pre_buffer all row groups read so far would stay in memory.
+_BUFFER_BYTES = 1 << 20
 _FITS_ENDINGS = (".fits", ".fit", ".fits.gz", ".fits.fz")
 
 
@@ -132,7 +134,7 @@ def numbers(table: pa.Table, name: str, where: str) -> np.ndarray:
 
 def _parquet(file: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(file)
+        return pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(str(file), "not a Parquet file", "Fetch or write it again.") from error
 

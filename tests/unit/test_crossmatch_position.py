@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from astropy import units
@@ -16,6 +18,8 @@ from astropy_healpix import HEALPix
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import shards.crossmatch.match_table as match_table_module
+import shards.crossmatch.table as table_module
 from astroclip_dist.errors import ConfigError, DataError
 from shards.crossmatch.match_table import ROW_GROUP, MatchTable
 from shards.crossmatch.position import match_by_position
@@ -213,6 +217,37 @@ def test_the_same_bytes_however_the_sky_is_cut(tmp_path: Path) -> None:
         _, out = run(tmp_path, a, b, 1.0, rows_in_memory=limit)
         written.add(out.read_bytes())
     assert len(written) == 1
+
+
+BLOCK = 1 << 11
+
+
+def peak_bytes(folder: Path, rows: int) -> int:
+    """Of numpy and Arrow together, while a catalogue is matched with itself."""
+    folder.mkdir()
+    write_positions(folder / "all.parquet", *random_positions(rows, np.random.default_rng(1)))
+    pq.write_table(pq.read_table(folder / "all.parquet"), folder / "a.parquet", row_group_size=BLOCK)
+    usual, watched = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(watched)
+    tracemalloc.start()
+    try:
+        table = CatalogueTable(folder / "a.parquet")
+        out = str(folder / "m.parquet")
+        found = match_by_position(table, table, out, 0.1, rows_in_memory=16 * BLOCK, progress=io.StringIO())
+        assert found["matched"] == rows
+        return tracemalloc.get_traced_memory()[1] + watched.max_memory()
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(usual)
+
+
+def test_memory_does_not_grow_with_the_catalogues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With blocks a hundredth of the usual, because few rows are matched here."""
+    monkeypatch.setattr(table_module, "ROWS_AT_ONCE", BLOCK)
+    monkeypatch.setattr(match_table_module, "_RANGE_ROWS", BLOCK)
+    peak_bytes(tmp_path / "warm", 1000)
+    few, many = peak_bytes(tmp_path / "few", 5 * BLOCK), peak_bytes(tmp_path / "many", 20 * BLOCK)
+    assert many < 1.25 * few
 
 
 def test_the_match_table(tmp_path: Path) -> None:

@@ -18,10 +18,15 @@ from astroclip_dist.data.dataset import Dataset
 from astroclip_dist.data.manifest import SPLITS as ALL
 from astroclip_dist.data.manifest import Split
 from astroclip_dist.errors import DataError
+from shards.build import build
 from shards.crossmatch.catalogue import write_catalogue
 from shards.crossmatch.match_table import MatchTable
 from shards.crossmatch.position import match_by_position
 from shards.crossmatch.table import CatalogueTable
+from shards.executors import Workers
+from shards.labels.label_file import LabelFile
+from shards.labels.labelled import Labelled
+from shards.reading import read_sample
 from shards.sample import Sample
 from shards.source import all_samples, source_class
 from shards.sources.joined import Joined
@@ -30,6 +35,13 @@ from tests.random_survey import IMAGE, SPECTRUM, random_sample
 
 GALAXIES = 60
 SPLITS: dict[Split, float] = {"train": 0.5, "val": 0.25, "test": 0.25}
+
+
+def equal(found: np.ndarray | None, expected: np.ndarray | None) -> bool:
+    """Both there, and the same bits."""
+    assert found is not None
+    assert expected is not None
+    return found.dtype == expected.dtype and found.tobytes() == expected.tobytes()
 
 
 def image_key(number: int) -> str:
@@ -98,10 +110,7 @@ def test_pairs_are_the_originals(parts: tuple[str, str, str], partition_rows: in
             (sample.spectrum, spectrum.spectrum),
             (sample.ivar, spectrum.ivar),
         ):
-            assert found is not None
-            assert expected is not None
-            assert found.dtype == expected.dtype
-            assert found.tobytes() == expected.tobytes()
+            assert equal(found, expected)
         separation = sample.metadata.pop("separation_arcsec")
         assert separation == pytest.approx(0.36, abs=1e-6)
         assert sample.metadata == {
@@ -207,3 +216,36 @@ def test_tables_that_are_no_match(parts: tuple[str, str, str], tmp_path: Path) -
     for name, message in (("absent", "no such file"), ("text", "not a Parquet"), ("other", "not a match table")):
         with pytest.raises(DataError, match=message):
             Joined(*parts[:2], str(tmp_path / f"{name}.parquet"))
+
+
+def test_a_paired_dataset_with_labels_is_built(parts: tuple[str, str, str], tmp_path: Path) -> None:
+    """The build machinery takes the pairs, labelled, and stores the originals' bytes."""
+    numbers = np.arange(20, 60, 2)
+    labels = {"targetid": [int(spectrum_key(number)) for number in numbers.tolist()], "bar": numbers / 100}
+    pq.write_table(pa.table(labels), tmp_path / "labels.parquet")
+    source = Labelled(Joined(*parts), [LabelFile("table", tmp_path / "labels.parquet")])
+    out = str(tmp_path / "paired")
+    manifest = build(
+        source,
+        out,
+        samples_per_shard=9,
+        split_fractions={"train": 0.5, "val": 0.25, "test": 0.25},
+        workers=Workers(1),
+        progress=io.StringIO(),
+    )
+    assert sum(manifest.counts.values()) == 40
+    assert manifest.source["labels_table"] == "labels.parquet: 20 galaxies by targetid"
+    seen = set()
+    for shard in Dataset.open([out], ALL).shards:
+        index = shard.read_index()
+        for row in range(len(index)):
+            sample = read_sample(shard.store, shard.entry.name, index, row)
+            number = int(sample.key) - int(spectrum_key(0))
+            image, spectrum = random_sample(image_key(number)), random_sample(spectrum_key(number))
+            assert equal(sample.image, image.image)
+            assert equal(sample.spectrum, spectrum.spectrum)
+            assert equal(sample.ivar, spectrum.ivar)
+            assert sample.metadata.get("bar") == (None if number % 2 else number / 100)
+            assert sample.metadata["image_key"] == image_key(number)
+            seen.add(number)
+    assert seen == set(range(20, 60))
