@@ -14,7 +14,7 @@ from torch import Tensor
 from astroclip_dist.config.augmentation import ViewRecipe
 from astroclip_dist.config.model import Stretch
 from astroclip_dist.config.strict import validated
-from astroclip_dist.data.augment import augment, multi_crop, published_plan
+from astroclip_dist.data.augment import MultiCropPlan, augment, multi_crop, published_plan
 from astroclip_dist.data.augment.blur import blur
 from astroclip_dist.data.augment.draws import draw_views
 from astroclip_dist.data.augment.geometry import cut_views
@@ -145,17 +145,17 @@ def slow_view(image: np.ndarray, recipe: ViewRecipe, at: int) -> np.ndarray:
     draws = draw_views(recipe, KEY, IDS)
     height = image.shape[-1]
     side = recipe.size if recipe.cutout_area is None else height * recipe.cutout_area**0.5
-    corner = draws.crop[at] * (height - side)
+    corner = draws.crop[at, 0] * (height - side)
     if recipe.cutout_area is None:
-        corner = np.floor(draws.crop[at] * (height - side + 1))
+        corner = np.floor(draws.crop[at, 0] * (height - side + 1))
     if not recipe.random_crop:
         corner = np.full(2, (height - side) / 2 if recipe.cutout_area else (height - side) // 2)
-    across, down, transposed = draws.symmetry[at]
+    across, down, transposed = draws.symmetry[at, 0]
     symmetry = np.diag([-1.0 if down else 1.0, -1.0 if across else 1.0])
     if transposed:
         symmetry = symmetry @ np.array([[0.0, 1.0], [1.0, 0.0]])
-    cos, sin = np.cos(draws.angle[at]), np.sin(draws.angle[at])
-    turn = np.array([[cos, sin], [-sin, cos]]) / draws.scale[at]
+    cos, sin = np.cos(draws.angle[at, 0]), np.sin(draws.angle[at, 0])
+    turn = np.array([[cos, sin], [-sin, cos]]) / draws.scale[at, 0]
     centre, middle = (height - 1) / 2, (recipe.size - 1) / 2
     matrix = turn @ symmetry * side / recipe.size
     offset = centre + turn @ (corner + (side - 1) / 2 - centre) - matrix @ np.full(2, middle)
@@ -187,8 +187,8 @@ def test_one_resampling_is_that_of_scipy(recipe: ViewRecipe, dtype: torch.dtype)
 
 def test_the_image_turns_anticlockwise_about_its_centre() -> None:
     images, recipe = sky(5, 18), plain(18, rotation=True)
-    draws = replace(draw_views(recipe, KEY, IDS), angle=np.full(5, np.pi / 2))
-    torch.testing.assert_close(cut_views(images, recipe, draws), images.rot90(1, (2, 3)), rtol=0, atol=1e-6)
+    draws = replace(draw_views(recipe, KEY, IDS), angle=np.full((5, 1), np.pi / 2))
+    torch.testing.assert_close(cut_views(images, recipe, draws)[:, :, 0], images.rot90(1, (2, 3)), rtol=0, atol=1e-6)
 
 
 def test_a_resampled_crop_without_angle_is_the_exact_crop() -> None:
@@ -226,11 +226,11 @@ def test_a_view_is_cut_then_blurred_then_dimmed_then_noisy() -> None:
     for at in range(5):
         for band in range(3):
             expected = cut[at, band]
-            if draws.blur[at, band]:
-                expected = gaussian_filter(expected, draws.blur[at, band], mode="reflect")
-            expected = expected * 10 ** (draws.ebv[at] * REDDENING[band])
-            pixels = standard_normal(torch.tensor([draws.noise_key[at, band]]), 18 * 18).view(18, 18)
-            expected = expected + draws.noise[at, band] * pixels.numpy()
+            if draws.blur[at, 0, band]:
+                expected = gaussian_filter(expected, draws.blur[at, 0, band], mode="reflect")
+            expected = expected * 10 ** (draws.ebv[at, 0] * REDDENING[band])
+            pixels = standard_normal(torch.tensor([draws.noise_key[at, 0, band]]), 18 * 18).view(18, 18)
+            expected = expected + draws.noise[at, 0, band] * pixels.numpy()
             np.testing.assert_allclose(views[at, band].numpy(), expected, rtol=0, atol=1e-7)
 
 
@@ -254,7 +254,7 @@ def test_probabilities_of_blur_and_noise() -> None:
         draws = draw_views(plain(8, blur=0.1, noise=0.1, apply_probability=name), KEY, ids)
         for levels in (draws.blur, draws.noise):
             # With three bands, one in eight of the images that are chosen needs nothing in any.
-            assert (levels > 0).any(axis=1).mean() == pytest.approx(expected * 7 / 8, abs=0.03)
+            assert (levels > 0).any(axis=2).mean() == pytest.approx(expected * 7 / 8, abs=0.03)
     assert not draw_views(plain(8, blur=1, noise=1, apply_probability="upstream_inverted"), KEY, ids).noise.any()
 
 
@@ -267,6 +267,14 @@ def test_two_global_and_eight_local_views(convention: Convention) -> None:
     assert len({view.sum().item() for view in views.global_views + views.local_views}) == 10
     again = multi_crop(images[1:], IDS[1:2], KEY, published_plan(convention), RGB)
     torch.testing.assert_close(again.local_views[7][0], views.local_views[7][1], rtol=0, atol=1e-6)
+    alone = augment(images, IDS[:2], stream_key("local view", KEY, 3), published_plan(convention).local_views[3], RGB)
+    torch.testing.assert_close(alone, views.local_views[3], rtol=0, atol=1e-6)
+
+
+def test_views_of_a_plan_that_are_not_alike() -> None:
+    recipe = ViewRecipe(size=8)
+    with pytest.raises(ConfigError, match="local_views"):
+        MultiCropPlan((recipe,), (recipe, ViewRecipe(size=8, rotation=True)))
 
 
 def test_the_inverted_plan_is_that_of_the_published_code() -> None:

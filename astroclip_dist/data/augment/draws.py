@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,17 +24,17 @@ _FOR_GEOMETRY, _FOR_ALL = 7, 25
 
 @dataclass(frozen=True)
 class ViewDraws:
-    """What chance decided for n views.
+    """What chance decided for some views of n images: arrays of (n, views, ...).
 
     Attributes:
-        crop: (n, 2) in [0, 1), where the crop lies vertically and horizontally in its range.
-        symmetry: (n, 3) bool: flip left-right, flip up-down, transpose, in this order.
-        angle: (n,) radians.
-        scale: (n,) magnification.
-        blur: (n, 3) additional Gaussian sigma of each band, pixels; 0: none.
-        noise: (n, 3) additional noise of each band, nanomaggies; 0: none.
-        noise_key: (n, 3) int64, keys of the pixels' noise.
-        ebv: (n,) additional E(B-V), magnitudes.
+        crop: (n, views, 2) in [0, 1), where the crop lies vertically and horizontally in its range.
+        symmetry: (n, views, 3) bool: flip left-right, flip up-down, transpose, in this order.
+        angle: (n, views) radians.
+        scale: (n, views) magnification.
+        blur: (n, views, 3) additional Gaussian sigma of each band, pixels; 0: none.
+        noise: (n, views, 3) additional noise of each band, nanomaggies; 0: none.
+        noise_key: (n, views, 3) int64, keys of the pixels' noise.
+        ebv: (n, views) additional E(B-V), magnitudes.
     """
 
     crop: np.ndarray
@@ -48,9 +49,14 @@ class ViewDraws:
     def part(self, rows: slice) -> ViewDraws:
         return ViewDraws(**{name: values[rows] for name, values in vars(self).items()})
 
+    @classmethod
+    def beside(cls, draws: Sequence[ViewDraws]) -> ViewDraws:
+        """The views of several draws of the same images, one after the other."""
+        return cls(**{name: np.concatenate([vars(d)[name] for d in draws], axis=1) for name in vars(draws[0])})
+
 
 def draw_views(recipe: ImageAugmentation, key: int, sample_ids: np.ndarray) -> ViewDraws:
-    """Draw what a recipe leaves to chance.
+    """Draw what a recipe leaves to chance, for one view of each image.
 
     Args:
         key: ``data.draws.stream_key`` of seed, epoch and view.
@@ -78,14 +84,14 @@ def draw_views(recipe: ImageAugmentation, key: int, sample_ids: np.ndarray) -> V
     if recipe.reddening:
         ebv = np.minimum(lognormal(u[:, _EBV, None], EBV)[:, 0], EBV_MAX)
     return ViewDraws(
-        crop=u[:, _CROP],
-        symmetry=symmetry,
-        angle=u[:, _ANGLE] * 2 * np.pi if recipe.rotation else np.zeros(n),
-        scale=low + u[:, _SCALE] * (high - low),
-        blur=blur,
-        noise=noise,
-        noise_key=noise_key,
-        ebv=ebv,
+        crop=u[:, None, _CROP],
+        symmetry=symmetry[:, None],
+        angle=u[:, _ANGLE, None] * (2 * np.pi if recipe.rotation else 0.0),
+        scale=low + u[:, _SCALE, None] * (high - low),
+        blur=blur[:, None],
+        noise=noise[:, None],
+        noise_key=noise_key[:, None],
+        ebv=ebv[:, None],
     )
 
 

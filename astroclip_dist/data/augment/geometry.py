@@ -25,9 +25,11 @@ def cut_views(images: Tensor, recipe: ViewRecipe, draws: ViewDraws) -> Tensor:
 
     Args:
         images: (n, bands, H, W), on any device.
+        draws: of any number of views of these images.
 
     Returns:
-        (n, bands, size, size); float32 where pixels are interpolated, else of the images' dtype, pixel for pixel.
+        (n, bands, views, size, size), contiguous; float32 where pixels are interpolated, else of the images' dtype,
+        pixel for pixel.
 
     Raises:
         DataError: the images are smaller than the crop.
@@ -48,7 +50,7 @@ def cut_views(images: Tensor, recipe: ViewRecipe, draws: ViewDraws) -> Tensor:
 
 
 def _corners(recipe: ViewRecipe, place: np.ndarray, margins: np.ndarray) -> np.ndarray:
-    """(n, 2), the first row and column of each crop, in pixels of the image."""
+    """(n, views, 2), the first row and column of each crop, in pixels of the image."""
     if recipe.random_crop:
         return place * margins if recipe.cutout_area is not None else np.floor(place * (margins + 1))
     centre = margins / 2 if recipe.cutout_area is not None else margins // 2
@@ -62,45 +64,50 @@ def _copy(images: Tensor, size: int, symmetry: np.ndarray, corners: np.ndarray) 
     """A pixel's address is a number of its row plus one of its column, also in flipped and transposed crops."""
     n, bands, height, width = images.shape
     steps = np.arange(size)
-    across, down, transposed = symmetry[:, :1], symmetry[:, 1:2], symmetry[:, 2:]
-    rows = (corners[:, :1] + np.where(down, size - 1 - steps, steps)) * width
-    columns = corners[:, 1:] + np.where(across, size - 1 - steps, steps)
-    first = (np.arange(n) * bands * height * width)[:, None]
+    across, down, transposed = symmetry[..., :1], symmetry[..., 1:2], symmetry[..., 2:]
+    rows = (corners[..., :1] + np.where(down, size - 1 - steps, steps)) * width
+    columns = corners[..., 1:] + np.where(across, size - 1 - steps, steps)
+    first = (np.arange(n) * bands * height * width)[:, None, None]
     addresses = np.stack([first + np.where(transposed, columns, rows), np.where(transposed, rows, columns)])
     dtype = np.int32 if images.numel() < 2**31 else np.int64
     by_row, by_column = to_device(addresses.astype(dtype), images.device)
     plane = torch.arange(bands, dtype=by_row.dtype, device=images.device) * (height * width)
-    index = (by_row[:, None, :] + plane[:, None])[..., None] + by_column[:, None, None, :]
-    return images.reshape(-1).index_select(0, index.view(-1)).view(n, bands, size, size)
+    index = (by_row[:, None] + plane[:, None, None])[..., None] + by_column[:, None, :, None, :]
+    return images.reshape(-1).index_select(0, index.view(-1)).view(index.shape)
 
 
 def _resample(images: Tensor, recipe: ViewRecipe, draws: ViewDraws, corners: np.ndarray, side: float) -> Tensor:
-    """Bilinear, one sampling grid for all bands of an image. (n, bands, size, size) float32."""
+    """Bilinear, one sampling grid for all bands and views of an image. (n, bands, views, size, size) float32."""
     shape = np.array(images.shape[-2:])
-    across, down = np.where(draws.symmetry[:, 0], -1.0, 1.0), np.where(draws.symmetry[:, 1], -1.0, 1.0)
-    transposed = draws.symmetry[:, 2]
-    zero = np.zeros(len(images))
-    # D o in (row, column), then the rotation, which turns the image anticlockwise as it is seen with row 0 on top.
-    symmetry = np.array(
-        [
-            [np.where(transposed, zero, down), np.where(transposed, down, zero)],
-            [np.where(transposed, across, zero), np.where(transposed, zero, across)],
-        ]
-    ).transpose(2, 0, 1)
-    cos, sin = np.cos(draws.angle), np.sin(draws.angle)
-    turn = np.array([[cos, sin], [-sin, cos]]).transpose(2, 0, 1) / draws.scale[:, None, None]
-    offset = (corners + (side - 1) / 2) - (shape - 1) / 2
-    centre = (shape - 1) / 2 + (turn @ offset[..., None])[..., 0]
-    matrix = turn @ symmetry * (side / recipe.size)
+    matrix, centre = _affine(recipe, draws, corners, side, (shape - 1) / 2)
     # Normalised coordinates of torch: -1 and 1 are the outer edges of the first and the last pixel.
     matrix = matrix * (2 / shape)[:, None]
     centre = (2 * centre + 1) / shape - 1
     steps = np.arange(recipe.size) - (recipe.size - 1) / 2
-    by_row = matrix[:, :, :1] * steps + centre[:, :, None]
-    by_column = matrix[:, :, 1:] * steps
+    by_row, by_column = matrix[..., :1] * steps + centre[..., None], matrix[..., 1:] * steps
     parts = to_device(np.stack([by_row, by_column]).astype(np.float32), images.device)
-    grid = images.new_empty(len(images), recipe.size, recipe.size, 2)
+    n, views = draws.angle.shape
+    grid = images.new_empty(n, views, recipe.size, recipe.size, 2)
     for axis, place in ((0, 1), (1, 0)):  # torch wants (column, row)
-        torch.add(parts[0, :, axis, :, None], parts[1, :, axis, None, :], out=grid[..., place])
+        torch.add(parts[0, :, :, axis, :, None], parts[1, :, :, axis, None, :], out=grid[..., place])
     padding = "reflection" if recipe.beyond_edge == "reflect" else "zeros"
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode=padding, align_corners=False)
+    # The views of an image lie above one another in the grid.
+    pixels = F.grid_sample(images, grid.flatten(1, 2), mode="bilinear", padding_mode=padding, align_corners=False)
+    return pixels.view(n, -1, views, recipe.size, recipe.size)
+
+
+def _affine(
+    recipe: ViewRecipe, draws: ViewDraws, corners: np.ndarray, side: float, middle: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where views come from: (n, views, 2, 2) and (n, views, 2), pixel (row, column) o, counted from the view's centre,
+    shows matrix @ o + centre, in pixels of the image from its first."""
+    across, down = np.where(draws.symmetry[..., 0], -1.0, 1.0), np.where(draws.symmetry[..., 1], -1.0, 1.0)
+    transposed = draws.symmetry[..., 2]
+    kept = ~transposed
+    symmetry = np.stack([kept * down, transposed * down, transposed * across, kept * across], axis=-1)
+    symmetry = symmetry.reshape(*transposed.shape, 2, 2)
+    # The image turns anticlockwise as it is seen with row 0 on top.
+    cos, sin = np.cos(draws.angle), np.sin(draws.angle)
+    turn = np.stack([cos, sin, -sin, cos], axis=-1).reshape(symmetry.shape) / draws.scale[..., None, None]
+    offset = corners + (side - 1) / 2 - middle
+    return turn @ symmetry * (side / recipe.size), middle + (turn @ offset[..., None])[..., 0]

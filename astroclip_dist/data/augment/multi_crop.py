@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,18 +19,28 @@ from astroclip_dist.data.augment.published import (
     LOCAL_VIEWS,
     SECOND_GLOBAL,
 )
-from astroclip_dist.data.augment.views import augment
+from astroclip_dist.data.augment.views import Stretching, augment_together
 from astroclip_dist.data.draws import stream_key
+from astroclip_dist.errors import ConfigError
 
 Convention = Literal["paper", "upstream"]
 
 
 @dataclass(frozen=True)
 class MultiCropPlan:
-    """The recipes of an image's views. All global views have one size, and so have all local ones."""
+    """The recipes of an image's views. Global ones differ in their probabilities alone, and so do local ones."""
 
     global_views: tuple[ViewRecipe, ...]
     local_views: tuple[ViewRecipe, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("global_views", "local_views"):
+            recipes: tuple[ViewRecipe, ...] = getattr(self, name)
+            free = {"blur": 0.0, "noise": 0.0, "apply_probability": "paper"}
+            if len({repr(recipe.model_copy(update=free)) for recipe in recipes}) != 1:
+                raise ConfigError(
+                    name, "too different", "Only the probabilities of blur and noise may differ between them."
+                )
 
 
 @dataclass(frozen=True)
@@ -71,18 +80,12 @@ def published_plan(convention: Convention, apply_probability: ApplyProbability =
 
 
 def multi_crop(
-    images: Tensor,
-    sample_ids: np.ndarray,
-    key: int,
-    plan: MultiCropPlan,
-    stretch: Callable[[Tensor], Tensor] | None = None,
+    images: Tensor, sample_ids: np.ndarray, key: int, plan: MultiCropPlan, stretch: Stretching | None = None
 ) -> MultiCrop:
     """All views of a plan; each is ``augment`` with a key of its own. Arguments and errors as there."""
 
     def views(kind: str, recipes: tuple[ViewRecipe, ...]) -> list[Tensor]:
-        return [
-            augment(images, sample_ids, stream_key(f"{kind} view", key, number), recipe, stretch)
-            for number, recipe in enumerate(recipes)
-        ]
+        keys = [stream_key(f"{kind} view", key, number) for number in range(len(recipes))]
+        return augment_together(images, sample_ids, keys, recipes, stretch)
 
     return MultiCrop(views("global", plan.global_views), views("local", plan.local_views))

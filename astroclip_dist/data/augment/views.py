@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -16,16 +16,13 @@ from astroclip_dist.data.augment.noise import standard_normal
 from astroclip_dist.data.augment.published import BANDS, REDDENING
 from astroclip_dist.errors import DataError
 
+Stretching = Callable[[Tensor], Tensor]
 # Pixels worked on at once. On a CPU what lies between two operations stays in the cache; on a GPU it bounds memory.
 _CPU_PIXELS, _GPU_PIXELS = 1 << 18, 1 << 27
 
 
 def augment(
-    images: Tensor,
-    sample_ids: np.ndarray,
-    key: int,
-    recipe: ViewRecipe,
-    stretch: Callable[[Tensor], Tensor] | None = None,
+    images: Tensor, sample_ids: np.ndarray, key: int, recipe: ViewRecipe, stretch: Stretching | None = None
 ) -> Tensor:
     """One random view of each image, on the images' device.
 
@@ -36,7 +33,7 @@ def augment(
         sample_ids: (n,) uint64.
         key: ``data.draws.stream_key`` of seed, epoch and view.
         recipe: what is done.
-        stretch: applied last; it must keep the shape and give float32.
+        stretch: applied last, pixel by pixel, to (..., 3, H, W); it must keep the shape and give float32.
 
     Returns:
         (n, 3, size, size) float32, contiguous.
@@ -44,37 +41,59 @@ def augment(
     Raises:
         DataError: the images are smaller than the crop, or have other bands than the published numbers are for.
     """
-    photometric = recipe.blur_probability > 0 or recipe.noise_probability > 0 or recipe.reddening
-    if photometric and images.shape[1] != len(BANDS):
+    return augment_together(images, sample_ids, [key], [recipe], stretch)[0]
+
+
+def augment_together(
+    images: Tensor,
+    sample_ids: np.ndarray,
+    keys: Sequence[int],
+    recipes: Sequence[ViewRecipe],
+    stretch: Stretching | None = None,
+) -> list[Tensor]:
+    """Several views of each image, whose recipes differ in nothing but the probabilities of blur and noise.
+
+    Views are what ``augment`` makes of each key and recipe; together they take one reading of the image.
+    """
+    if any(_photometric(recipe) for recipe in recipes) and images.shape[1] != len(BANDS):
         raise DataError(
             "objective.augmentation",
             f"{images.shape[1]} bands",
             f"Blur, noise and reddening are known for {', '.join(BANDS)}: switch them off for other bands.",
         )
-    n, bands = images.shape[:2]
-    draws = draw_views(recipe, key, sample_ids)
-    views = images.new_empty((n, bands, recipe.size, recipe.size), dtype=torch.float32)
+    recipe = recipes[0]
+    n, bands, size = len(images), images.shape[1], recipe.size
+    draws = ViewDraws.beside([draw_views(*pair, sample_ids) for pair in zip(recipes, keys, strict=True)])
+    views = [images.new_empty((n, bands, size, size), dtype=torch.float32) for _ in recipes]
     pixels = _CPU_PIXELS if images.device.type == "cpu" else _GPU_PIXELS
-    step = max(1, pixels // (bands * recipe.size**2))
+    step = max(1, pixels // (len(recipes) * bands * size**2))
     for start in range(0, n, step):
         rows = slice(start, start + step)
-        part = _view(images[rows], recipe, draws.part(rows))
-        views[rows] = part if stretch is None else stretch(part)
+        part = _views(images[rows], recipe, draws.part(rows)).flatten(2, 3)
+        part = part if stretch is None else stretch(part)
+        for number, view in enumerate(views):
+            view[rows] = part[:, :, number * size : (number + 1) * size]
     return views
 
 
-def _view(images: Tensor, recipe: ViewRecipe, draws: ViewDraws) -> Tensor:
+def _photometric(recipe: ViewRecipe) -> bool:
+    return recipe.blur_probability > 0 or recipe.noise_probability > 0 or recipe.reddening
+
+
+def _views(images: Tensor, recipe: ViewRecipe, draws: ViewDraws) -> Tensor:
+    """(n, bands, views, size, size) float32, contiguous."""
     views = cut_views(images, recipe, draws).float()
     planes = views.view(-1, recipe.size, recipe.size)
+    sigma, level, key = (by_view.swapaxes(1, 2).reshape(-1) for by_view in (draws.blur, draws.noise, draws.noise_key))
     # A Gaussian narrower than this has no pixel within its truncation but the central one.
-    if len(chosen := np.flatnonzero(draws.blur.reshape(-1) >= 0.125)):
+    if len(chosen := np.flatnonzero(sigma >= 0.125)):
         at = to_device(chosen, views.device)
-        planes.index_copy_(0, at, blur(planes.index_select(0, at), draws.blur.reshape(-1)[chosen]))
+        planes.index_copy_(0, at, blur(planes.index_select(0, at), sigma[chosen]))
     if recipe.reddening:
-        transmission = (10.0 ** (draws.ebv[:, None] * np.array(REDDENING))).astype(np.float32)
-        views *= to_device(transmission, views.device)[:, :, None, None]
-    if len(chosen := np.flatnonzero(draws.noise.reshape(-1))):
-        noise = standard_normal(to_device(draws.noise_key.reshape(-1)[chosen], views.device), recipe.size**2)
-        noise *= to_device(draws.noise.reshape(-1)[chosen].astype(np.float32), views.device)[:, None]
+        transmission = 10.0 ** (draws.ebv[:, None] * np.array(REDDENING)[:, None])
+        views *= to_device(transmission.astype(np.float32), views.device)[..., None, None]
+    if len(chosen := np.flatnonzero(level)):
+        noise = standard_normal(to_device(key[chosen], views.device), recipe.size**2)
+        noise *= to_device(level[chosen].astype(np.float32), views.device)[:, None]
         planes.index_add_(0, to_device(chosen, views.device), noise.view(-1, recipe.size, recipe.size))
     return views
