@@ -6,9 +6,7 @@ then makes index and manifest agree with it again, as somebody with write access
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import pickle
 import tarfile
 import zlib
@@ -21,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from astroclip_dist.data.index import SCHEMA
-from astroclip_dist.data.manifest import MANIFEST_NAME, seal
+from tests.altered import agree, edit_manifest
 
 CANARY = "canary"
 
@@ -78,25 +76,6 @@ def _shards(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.tar"))
 
 
-def _edit_manifest(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    manifest = json.loads((folder / MANIFEST_NAME).read_text())
-    del manifest["manifest_sha256"]
-    change(manifest)
-    (folder / MANIFEST_NAME).write_bytes(seal(json.dumps(manifest, indent=2).encode()))
-
-
-def _agree(folder: Path, shard: str) -> None:
-    """Make the manifest agree with a shard's files."""
-
-    def change(manifest: dict[str, Any]) -> None:
-        (entry,) = (entry for entry in manifest["shards"] if entry["name"] == shard)
-        for suffix, field in ((".tar", "sha256"), (".idx", "index_sha256")):
-            entry[field] = hashlib.sha256((folder / f"{shard}{suffix}").read_bytes()).hexdigest()
-        entry["bytes"] = (folder / f"{shard}.tar").stat().st_size
-
-    _edit_manifest(folder, change)
-
-
 def _index_bytes_changed(folder: Path, random: Random) -> None:
     shard = random.choice(_shards(folder))
     path = folder / f"{shard}.idx"
@@ -104,7 +83,7 @@ def _index_bytes_changed(folder: Path, random: Random) -> None:
     for _ in range(random.choice([1, 4, 64])):
         data[random.randrange(len(data))] = random.randrange(256)
     path.write_bytes(data)
-    _agree(folder, shard)
+    agree(folder, shard)
 
 
 def _index_numbers_changed(folder: Path, random: Random) -> None:
@@ -123,7 +102,7 @@ def _index_numbers_changed(folder: Path, random: Random) -> None:
     with pa.ipc.new_file(sink, SCHEMA) as writer:
         writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
     path.write_bytes(sink.getvalue())
-    _agree(folder, shard)
+    agree(folder, shard)
 
 
 def _manifest_number_changed(folder: Path, random: Random) -> None:
@@ -136,7 +115,7 @@ def _manifest_number_changed(folder: Path, random: Random) -> None:
             target = manifest if where == "top" else manifest[where]
         target[random.choice(sorted(target))] = value
 
-    _edit_manifest(folder, change)
+    edit_manifest(folder, change)
 
 
 def _manifest_name_escapes(folder: Path, random: Random) -> None:
@@ -145,7 +124,7 @@ def _manifest_name_escapes(folder: Path, random: Random) -> None:
     def change(manifest: dict[str, Any]) -> None:
         random.choice(manifest["shards"])["name"] = name
 
-    _edit_manifest(folder, change)
+    edit_manifest(folder, change)
 
 
 def _replace_member(folder: Path, random: Random, content: bytes) -> None:
@@ -164,7 +143,7 @@ def _replace_member(folder: Path, random: Random, content: bytes) -> None:
     with pa.ipc.new_file(sink, SCHEMA) as writer:
         writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
     path.write_bytes(sink.getvalue())
-    _agree(folder, shard)
+    agree(folder, shard)
 
 
 def _member_is_a_pickle(folder: Path, random: Random) -> None:
@@ -199,7 +178,7 @@ def _tar_of_hostile_members(folder: Path, random: Random) -> None:
     if random.random() < 0.5:
         data[124:136] = b"\x80" + b"\xff" * 11  # a size in base 256
     (folder / f"{shard}.tar").write_bytes(data)
-    _agree(folder, shard)
+    agree(folder, shard)
 
 
 _MALICE: dict[str, Callable[[Path, Random], None]] = {

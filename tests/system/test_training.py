@@ -21,6 +21,7 @@ from astroclip_dist.config import load_config
 from astroclip_dist.data.index import decode_index
 from astroclip_dist.store import Store
 from astroclip_dist.train.mlflow_run import read_history
+from tests.altered import agree
 from tests.random_survey import write_random_survey
 from tests.rank_pool import RankPool
 from tests.system.training_runs import (
@@ -184,6 +185,7 @@ def make_not_finite(folder: Path, shard: str, row: int) -> str:
     changed = rows.set_column(number, rows.schema.field(number), pa.array(crcs, pa.uint32()))
     with pa.ipc.new_file(str(idx), rows.schema) as writer:
         writer.write_table(changed)
+    agree(folder, shard)
     return index.keys[row]
 
 
@@ -210,17 +212,38 @@ def test_a_sample_that_is_not_finite_is_skipped_until_the_budget_is_spent(tmp_pa
     assert MlflowClient().get_run(identity["run_id"]).info.status == "FAILED"
 
 
-def test_a_damaged_shard_stops_the_run_at_once_and_is_named(tmp_path: Path) -> None:
-    write_random_survey(str(tmp_path / "data"), 48, samples_per_shard=48)
-    tar = tmp_path / "data" / "train-000000.tar"
-    index = decode_index((tmp_path / "data" / "train-000000.idx").read_bytes(), "index")
+def damage_a_sample(folder: Path) -> str:
+    """Flip a bit in a sample's image; gives its key."""
+    tar = folder / "train-000000.tar"
+    index = decode_index((folder / "train-000000.idx").read_bytes(), "index")
     data = bytearray(tar.read_bytes())
     data[int(index.members["image"].offset[11]) + 500] ^= 1
     tar.write_bytes(data)
+    return index.keys[11]
+
+
+def test_a_damaged_sample_is_quarantined_and_the_run_ends_well(tmp_path: Path) -> None:
+    write_random_survey(str(tmp_path / "data"), 48, samples_per_shard=48)
+    key = damage_a_sample(tmp_path / "data")
+    run = tmp_path / "run"
+    config = write_config(tmp_path, str(tmp_path / "data"), str(run), SHORT)
+    code, output = run_command(config, "health.quarantine_budget=0.05")
+    assert code == 0, output
+    (quarantined,) = event(run, "quarantined")
+    assert quarantined["samples"] == 1
+    assert f"train-000000.tar: sample {key}: image: crc32" in quarantined["what"][0]
+    (line,) = (run / "quarantine.jsonl").read_text().splitlines()
+    assert json.loads(line)["key"] == key
+    assert len(losses(run)) == 9
+
+
+def test_damage_above_the_budget_stops_the_run_and_is_named(tmp_path: Path) -> None:
+    write_random_survey(str(tmp_path / "data"), 48, samples_per_shard=48)
+    key = damage_a_sample(tmp_path / "data")
     run = tmp_path / "run"
     code, output = run_command(write_config(tmp_path, str(tmp_path / "data"), str(run), SHORT))
     assert code == 1
-    reason = rf"rank \d, .*train-000000\.tar: sample {index.keys[11]}: image: crc32"
+    reason = rf"health\.quarantine_budget: 1 samples cannot be read; 0 are allowed; .*sample {key}: image: crc32"
     assert re.search(reason, output), output
     assert re.search(reason, event(run, "failed")[0]["error"])
     assert "Traceback" not in output

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from astroclip_dist.data.index import decode_index, encode_index
-from astroclip_dist.data.manifest import Split, seal, split_of
+from astroclip_dist.data.manifest import Split, split_of
 from astroclip_dist.errors import DataError
 from shards.open_shard import OpenShard
 from shards.sample import Sample
 from shards.verify import verify
+from tests.altered import agree, edit_manifest
 from tests.unit.test_shards_writer import IMAGE, SPECTRUM, make_sample, write
 
 QUIET = io.StringIO()
@@ -31,12 +32,6 @@ def faults(dataset: Path) -> list[str]:
     return [str(fault) for fault in verify(str(dataset), QUIET).faults]
 
 
-def edit_manifest(dataset: Path, **changes: object) -> None:
-    manifest = json.loads((dataset / "manifest.json").read_text()) | changes
-    del manifest["manifest_sha256"]
-    (dataset / "manifest.json").write_bytes(seal(json.dumps(manifest, indent=2).encode()))
-
-
 def replace_shard(dataset: Path, samples: list[Sample]) -> None:
     """Put other samples into the first train shard, with hashes that agree: only the contents can be wrong."""
     with OpenShard(dataset / "new.tar") as shard:
@@ -45,16 +40,14 @@ def replace_shard(dataset: Path, samples: list[Sample]) -> None:
         closed = shard.close()
         (dataset / "train-000000.tar").write_bytes(closed.path.read_bytes())
     (dataset / "train-000000.idx").write_bytes(closed.index)
-    manifest = json.loads((dataset / "manifest.json").read_text())
-    entry = next(entry for entry in manifest["shards"] if entry["name"] == "train-000000")
-    counts = manifest["counts"] | {"train": manifest["counts"]["train"] + len(samples) - entry["samples"]}
-    entry |= {
-        "bytes": closed.size,
-        "samples": len(samples),
-        "sha256": closed.sha256,
-        "index_sha256": closed.index_sha256,
-    }
-    edit_manifest(dataset, shards=manifest["shards"], counts=counts)
+
+    def change(manifest: dict[str, Any]) -> None:
+        entry = next(entry for entry in manifest["shards"] if entry["name"] == "train-000000")
+        manifest["counts"]["train"] += len(samples) - entry["samples"]
+        entry["samples"] = len(samples)
+
+    edit_manifest(dataset, change)
+    agree(dataset, "train-000000")
 
 
 def train_samples(count: int, start: int) -> list[Sample]:
@@ -143,8 +136,7 @@ def test_a_stray_shard_is_named(dataset: Path) -> None:
 
 
 def test_counts_that_do_not_add_up_are_named(dataset: Path) -> None:
-    manifest = json.loads((dataset / "manifest.json").read_text())
-    edit_manifest(dataset, counts={**manifest["counts"], "val": 99})
+    edit_manifest(dataset, lambda manifest: manifest["counts"].update(val=99))
     assert any("counts 99 val samples" in fault for fault in faults(dataset))
 
 
@@ -192,7 +184,7 @@ def test_pickled_objects_are_refused_not_loaded(dataset: Path, monkeypatch: pyte
 
 
 def test_a_manifest_of_another_schema_is_refused(dataset: Path) -> None:
-    edit_manifest(dataset, schema_version=2)
+    edit_manifest(dataset, lambda manifest: manifest.update(schema_version=2))
     with pytest.raises(DataError, match=r"schema_version: 2.*build the dataset again"):
         verify(str(dataset), QUIET)
 
