@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -172,6 +173,7 @@ def goal_line(what: str, result: Result) -> str:
 
 def main() -> None:
     samples, repeats, workers = SIZES[size_asked_for(__doc__)]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server is stopped, too
     with tempfile.TemporaryDirectory(prefix="astroclip-s3-stream-") as folder:
         start_server(Path(folder) / "server")
         try:
