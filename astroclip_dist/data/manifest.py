@@ -17,6 +17,7 @@ MANIFEST_NAME = "manifest.json"
 
 # Far above what is sensible; beyond lies what nobody wrote on purpose.
 _LARGEST_SHARD_BYTES, _LARGEST_SHARD_SAMPLES = 1 << 46, 1 << 24
+_LARGEST_IMAGE, _LARGEST_SPECTRUM = 1 << 14, 1 << 24
 _END = b"\n}"
 _HASH_LINE = re.compile(rb',\n  "manifest_sha256": "([0-9a-f]{64})"\n}\s*$')
 
@@ -31,8 +32,8 @@ class _Strict(BaseModel):
 class ImageLayout(_Strict):
     """How every image of a dataset lies: (bands, height, width), flux per pixel in nanomaggies."""
 
-    bands: tuple[str, ...] = ("g", "r", "z")
-    size: int = 152
+    bands: Annotated[tuple[str, ...], Field(min_length=1)] = ("g", "r", "z")
+    size: Annotated[int, Field(ge=1, le=_LARGEST_IMAGE)] = 152
     pixel_scale_arcsec: float = 0.262
     dtype: Literal["float32", "float16"] = "float32"
     unit: Literal["nanomaggy"] = "nanomaggy"
@@ -47,7 +48,7 @@ class SpectrumLayout(_Strict):
 
     start_angstrom: float = 3600.0
     step_angstrom: float = 0.8
-    size: int = 7781
+    size: Annotated[int, Field(ge=1, le=_LARGEST_SPECTRUM)] = 7781
     dtype: Literal["float32"] = "float32"
     unit: Literal["1e-17 erg/s/cm2/A"] = "1e-17 erg/s/cm2/A"
 
