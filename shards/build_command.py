@@ -6,13 +6,14 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from shards.defaults import SAMPLES_PER_SHARD, SPLIT_FRACTIONS
+from shards.labels.command import add_labels_argument, with_labels
 from shards.source import SOURCES, source_class
 
 # What builds is imported when it runs: every `astroclip` command makes this parser first.
 if TYPE_CHECKING:
     from astroclip_dist.data.manifest import Split
     from shards.executors import Workers
-    from shards.source import Source
+    from shards.source import Origin
 
 DATASET_HELP = "folder of the dataset: a path or s3://bucket/prefix"
 _NEW_DATASET_HELP = "folder of the new dataset: a path or s3://bucket/prefix"
@@ -33,6 +34,7 @@ class SourceParser(argparse.ArgumentParser):
         if self.source_name:
             name, self.source_name = self.source_name, ""
             source_class(name).add_arguments(self)
+            add_labels_argument(self)
             destination, metavar, text = self.dataset
             self.add_argument(destination, metavar=metavar, help=text)
         return super().parse_known_args(args, namespace)
@@ -91,9 +93,9 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the manifest's summary as JSON")
 
 
-def make_source(args: argparse.Namespace) -> Source:
-    """The source that the command line names."""
-    return source_class(args.source).from_arguments(args)
+def make_source(args: argparse.Namespace) -> Origin:
+    """The source that the command line names, with the labels that it names."""
+    return with_labels(source_class(args.source).from_arguments(args), args)
 
 
 def split_fractions(args: argparse.Namespace) -> dict[Split, float] | None:
