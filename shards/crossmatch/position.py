@@ -86,7 +86,7 @@ def match_by_position(
         description: dict[str, Any] = {
             "method": "position: mutual nearest neighbours",
             "radius_arcsec": radius_arcsec,
-            "epoch": "not known to be one: positions as they are" if epoch is None else epoch,
+            "epoch": "not moved: positions as they are" if epoch is None else epoch,
             "matched": writer.matched,
         }
         for side, (table, columns) in sides.items():

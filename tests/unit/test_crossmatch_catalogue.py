@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.io import fits
 
+import shards.crossmatch.table as table_module
 from astroclip_dist.data.manifest import Split
 from astroclip_dist.errors import ConfigError, DataError, UserError
 from astroclip_dist.store import Store
@@ -25,7 +26,7 @@ from shards.crossmatch.identifier import match_by_identifier
 from shards.crossmatch.table import CatalogueTable, Columns
 from shards.sample import Sample
 from shards.writer import ShardWriter
-from tests.random_catalogue import write_positions
+from tests.random_catalogue import random_positions, write_positions
 from tests.random_survey import IMAGE, random_sample
 
 
@@ -141,6 +142,17 @@ class TestTables:
         pieces = list(sweep.batches(["key"]))
         assert [start for start, _ in pieces] == [0, 2, 4]
         assert pa.concat_tables([piece for _, piece in pieces])["key"].to_pylist()[3] == "1-1"
+
+    def test_what_was_read_is_freed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(table_module, "ROWS_AT_ONCE", 2000)
+        path = write_positions(tmp_path / "a.parquet", *random_positions(160_000, np.random.default_rng(1)))
+        pq.write_table(pq.read_table(path), tmp_path / "groups.parquet", row_group_size=4000)
+        held = []
+        for _, piece in CatalogueTable(tmp_path / "groups.parquet").batches(["key", "ra", "dec"]):
+            held.append(pa.total_allocated_bytes())
+            del piece
+        assert len(held) == 80
+        assert max(held) - pa.total_allocated_bytes() < (tmp_path / "groups.parquet").stat().st_size / 4
 
     @pytest.mark.parametrize("name", ["absent.parquet", "text.parquet", "text.fits", "empty.parquet", "text.txt"])
     def test_files_that_are_no_table(self, tmp_path: Path, name: str) -> None:

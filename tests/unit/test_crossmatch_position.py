@@ -219,7 +219,7 @@ def test_the_same_bytes_however_the_sky_is_cut(tmp_path: Path) -> None:
     assert len(written) == 1
 
 
-BLOCK = 1 << 11
+BLOCK = 1 << 10
 
 
 def peak_bytes(folder: Path, rows: int) -> int:
