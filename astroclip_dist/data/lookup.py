@@ -61,7 +61,7 @@ class SampleLookup:
             )
         layout = self.layout(dataset, member)
         array = np.empty(layout.shape, layout.dtype)
-        piece = load_piece(place, Piece(0, row, row + 1), [member])
+        piece = load_piece(place, Piece(0, row, row + 1), [member], index=index)
         piece.read_arrays(row, [Slot(member, array.data.cast("B"), array.dtype, array.shape)])
         return array
 

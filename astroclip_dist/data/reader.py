@@ -162,6 +162,7 @@ def load_piece(
     members: Sequence[str],
     fetcher: Fetcher | None = None,
     cache: ShardCache | None = None,
+    index: ShardIndex | None = None,
 ) -> LoadedPiece:
     """Open a piece of a shard for reading.
 
@@ -170,12 +171,13 @@ def load_piece(
 
     Args:
         fetcher: for concurrent requests; without it the piece is one ranged read.
+        index: the shard's, where it was read before.
 
     Raises:
         DamagedError: the tar or its index is missing, short or damaged.
         CredentialsError, StorageError
     """
-    index = shard.read_index()
+    index = index or shard.read_index()
     return LoadedPiece(shard, index, _open(shard, index, piece, members, fetcher, cache))
 
 

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 import webdataset
 
+from astroclip_dist.config.run import Reading
 from astroclip_dist.data.dataset import Dataset
 from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.data.order import Cursor, Order
@@ -50,19 +51,20 @@ class RawRead:
 
     Args:
         buffer_bytes: of all threads together, filled round and round in reads of 4 MiB.
+        threads: one is what `cat` does.
     """
 
-    def __init__(self, files: list[Path], buffer_bytes: int) -> None:
-        self._files = files
-        self._buffers = [np.ones(max(buffer_bytes // THREADS, CHUNK), np.uint8).data for _ in range(THREADS)]
+    def __init__(self, files: list[Path], buffer_bytes: int, threads: int = THREADS) -> None:
+        self._files, self._threads = files, threads
+        self._buffers = [np.ones(max(buffer_bytes // threads, CHUNK), np.uint8).data for _ in range(threads)]
 
     def __call__(self) -> None:
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(self._read, range(THREADS)))
+        with ThreadPoolExecutor(self._threads) as pool:
+            list(pool.map(self._read, range(self._threads)))
 
     def _read(self, thread: int) -> None:
         buffer = self._buffers[thread]
-        for path in self._files[thread::THREADS]:
+        for path in self._files[thread :: self._threads]:
             with path.open("rb", buffering=0) as file:
                 at = 0
                 while got := file.readinto(buffer[at : at + CHUNK]):
@@ -79,7 +81,8 @@ def steady_rate(batches: Iterator[object], batch: int, steps: int) -> float:
 def read_with_stream(url: str, batch: int, steps: int) -> float:
     dataset = Dataset.open([url], ["train"])
     order = Order(dataset.shard_samples, seed=0, lanes=LANES, global_batch=batch, window_shards=2)
-    with Stream(dataset, order, MEMBERS, rank=0, world_size=1, cursor=Cursor(), threads=THREADS) as stream:
+    reading = Reading(threads=THREADS)
+    with Stream(dataset, order, MEMBERS, rank=0, world_size=1, cursor=Cursor(), reading=reading) as stream:
         return steady_rate(stream, batch, steps)
 
 
@@ -101,10 +104,12 @@ def main() -> None:
         batch_bytes = batch * size // samples
         batches_held = 5  # two ahead, one being filled, one waiting for its place, one in training
         small_buffers, large_buffers = RawRead(files, THREADS * CHUNK), RawRead(files, batches_held * batch_bytes)
+        one_reader = RawRead(files, CHUNK, threads=1)
         raw = "raw read, 4 MiB buffers"
         ours = "ours: checked, shuffled batches"
         cases: dict[str, Callable[[], float]] = {
             raw: lambda: samples / seconds(small_buffers),
+            "raw read, one thread": lambda: samples / seconds(one_reader),
             "raw read, into batches": lambda: samples / seconds(large_buffers),
             ours: partial(read_with_stream, Path(folder).as_uri(), batch, steps),
             "webdataset, in the process": partial(read_with_webdataset, files, batch, max(1, steps // 4), 0),
