@@ -81,10 +81,8 @@ def add_division(parser: argparse.ArgumentParser, default_splits: str = "0.8 0.1
     add_workers(parser)
 
 
-def add_workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes of this machine (default: one a processor, if it pays)"
-    )
+def add_workers(parser: argparse.ArgumentParser, default: str = "one a processor, if it pays") -> None:
+    parser.add_argument("--workers", type=int, metavar="N", help=f"processes of this machine (default: {default})")
     parser.add_argument("--ray-address", metavar="ADDRESS", help="a running Ray cluster instead: auto or HOST:PORT")
 
 

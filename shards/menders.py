@@ -87,7 +87,7 @@ def repair_from_source(
 
     Args:
         plan, skip_bad: those of the build.
-        workers: who builds.
+        workers: who looks for damage and builds.
 
     Raises:
         DataError: no dataset there, or one that was built from something else or otherwise.
@@ -105,7 +105,7 @@ def repair_from_source(
         yield from ((name, problems[name.rsplit(".", 1)[0]]) for name in files)
 
     _refuse_other_build(Store(url), read_manifest(Store(url)), plan)
-    return repair(url, mend, progress)
+    return repair(url, mend, progress, workers)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from isal import isal_zlib
 from astroclip_dist.data.index import MEMBERS, encode_index
 from astroclip_dist.data.manifest import Manifest, ShardEntry, read_manifest
 from astroclip_dist.store import Store
+from shards.executors import Workers
 from shards.hashing_reader import TAR_BUFFER_BYTES, HashingReader
 from shards.open_shard import member_file
 from shards.verify import verify
@@ -45,17 +46,18 @@ class RepairReport:
         return not (self.broken or self.faults)
 
 
-def repair(url: str, mend: Mender, progress: TextIO | None = None) -> RepairReport:
+def repair(url: str, mend: Mender, progress: TextIO | None = None, workers: Workers | None = None) -> RepairReport:
     """Find what is damaged, remake indexes from their tars, and let ``mend`` bring back the rest.
 
     Args:
         progress: where to report (standard error when None).
+        workers: who looks for damage, as of :func:`shards.verify.verify`.
 
     Raises:
         DataError: no dataset there.
         StorageError: the storage does not answer or refuses.
     """
-    found = verify(url, progress)
+    found = verify(url, progress, workers)
     store = Store(url)
     manifest = read_manifest(store)
     damaged = found.damaged

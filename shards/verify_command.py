@@ -7,12 +7,13 @@ import dataclasses
 import json
 from typing import Any
 
-from shards.build_command import DATASET_HELP
+from shards.build_command import DATASET_HELP, add_workers, workers
 
 
 def add_parser(commands: Any) -> None:
     verifier = commands.add_parser("verify", help="read a whole dataset and name every fault; exit code 1 if any")
     verifier.add_argument("dataset", metavar="DATASET", help=DATASET_HELP)
+    add_workers(verifier, default="threads of this process")
     verifier.add_argument("--json", action="store_true", help="print the report as JSON")
     verifier.set_defaults(run=run)
 
@@ -21,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     """Check every byte; 1 when there is a fault."""
     from shards.verify import verify
 
-    report = verify(args.dataset)
+    report = verify(args.dataset, workers=workers(args))
     if args.json:
         print(json.dumps({**dataclasses.asdict(report), "sound": report.sound}))
     else:
