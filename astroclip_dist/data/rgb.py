@@ -27,8 +27,9 @@ def to_rgb(flux: Tensor) -> Tensor:
     Returns:
         (..., 3, H, W), channels red, green, blue in [0, 1], of flux's dtype.
     """
-    scaled = torch.addcmul(flux.new_tensor(OFFSET), flux, flux.new_tensor(BAND_SCALES).view(3, 1, 1))
-    intensity = scaled.clamp_min(0).mean(dim=-3, keepdim=True).clamp_(_FLOOR, _CEILING).mul_(Q)
+    scaled = (flux * flux.new_tensor(BAND_SCALES).view(3, 1, 1)).add_(OFFSET)
+    first, second, third = scaled.clamp_min(0).split(1, dim=-3)
+    intensity = (first + second).add_(third).div_(3).clamp_(_FLOOR, _CEILING).mul_(Q)
     scaled *= _arcsinh_of_positive(intensity).div_(intensity).mul_(Q**0.5)
     return scaled.clamp_(0, 1).flip(-3)
 
@@ -42,7 +43,7 @@ def arcsinh(values: Tensor) -> Tensor:
 
 
 def _arcsinh_of_positive(values: Tensor) -> Tensor:
-    return torch.addcmul(values.new_tensor(1), values, values).sqrt_().add_(values).log_()
+    return (values * values).add_(1).sqrt_().add_(values).log_()
 
 
 def from_rgb(rgb: Tensor) -> Tensor:

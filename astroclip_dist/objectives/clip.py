@@ -11,6 +11,7 @@ from torch import Tensor
 from astroclip_dist.config.augmentation import ViewRecipe
 from astroclip_dist.config.objective import ClipAlignment
 from astroclip_dist.data.augment import augment
+from astroclip_dist.data.batch_memory import BatchMemory
 from astroclip_dist.data.dataset import Dataset
 from astroclip_dist.data.draws import stream_key
 from astroclip_dist.data.images import centre_crop, stretch
@@ -52,6 +53,7 @@ class Clip:
         self.members: Sequence[str] = ("image", "spectrum", *(["ivar"] if config.spectrum.ivar_aware else []))
         self._view = ViewRecipe(size=config.image.crop, **config.augmentation.model_dump())
         self._seed, self._micro_batch, self._device = seed, micro_batch, device
+        self._memory = BatchMemory()
 
     def build(self) -> TwoTower:
         return TwoTower(self.config, self._image, self._spectrum)
@@ -64,6 +66,7 @@ class Clip:
             stream_key("image view", self._seed),
             self._view,
             partial(stretch, how=self.config.image.stretch, zscore=self.config.image.zscore),
+            self._memory,
         )
         return views, spectrum_tokens(members["spectrum"], self.config, members.get("ivar"))
 

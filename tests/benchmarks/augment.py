@@ -26,6 +26,7 @@ from torch import Tensor
 from astroclip_dist.config.augmentation import ViewRecipe
 from astroclip_dist.data.augment import MultiCropPlan, augment, multi_crop, published_plan
 from astroclip_dist.data.augment.published import PIXEL_NOISE, PSF_SIGMA, ShiftedLognormal
+from astroclip_dist.data.batch_memory import BatchMemory
 from astroclip_dist.data.images import stretch
 from astroclip_dist.data.rgb import BAND_SCALES, OFFSET, Q
 from tests.benchmarks.result import Result, Size, interleaved, paired_ratio, print_result, size_asked_for
@@ -96,11 +97,12 @@ class Batched:
     """Our views of the same plan."""
 
     def __init__(self, plan: MultiCropPlan) -> None:
-        self._plan, self._epoch = plan, 0
+        self._plan, self._epoch, self._memory = plan, 0, BatchMemory()
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         self._epoch += 1
-        views = multi_crop(images, np.arange(len(images), dtype=np.uint64), self._epoch, self._plan, TO_COLOURS)
+        ids = np.arange(len(images), dtype=np.uint64)
+        views = multi_crop(images, ids, self._epoch, self._plan, TO_COLOURS, self._memory)
         return views.global_views + views.local_views
 
 
@@ -148,8 +150,8 @@ def single_views() -> Mapping[str, ViewRecipe]:
     }
 
 
-def one_view(recipe: ViewRecipe, images: Tensor) -> Tensor:
-    return augment(images, np.arange(len(images), dtype=np.uint64), 1, recipe, TO_COLOURS)
+def one_view(recipe: ViewRecipe, memory: BatchMemory, images: Tensor) -> Tensor:
+    return augment(images, np.arange(len(images), dtype=np.uint64), 1, recipe, TO_COLOURS, memory)
 
 
 def main() -> None:
@@ -166,7 +168,7 @@ def main() -> None:
         PerSample([*turned.global_views, *turned.local_views], rotate_first=False),
     )
     for name, recipe in single_views().items():
-        cases[f"one view, stretch + {name}"] = (partial(one_view, recipe), PerSample([recipe]))
+        cases[f"one view, stretch + {name}"] = (partial(one_view, recipe, BatchMemory()), PerSample([recipe]))
     if count >= SIZES["default"][0]:
         check_alike(Batched(turned)(images), PerSample([*turned.global_views, *turned.local_views])(images))
     timed = {

@@ -27,11 +27,10 @@ def blur(planes: Tensor, sigma: np.ndarray) -> Tensor:
     """
     size = planes.shape[-1]
     kernels = to_device(periodic_kernels(sigma, size).astype(np.float32), planes.device)
-    place = torch.arange(size, device=planes.device)
-    direct, mirrored = (place[:, None] - place).abs(), place[:, None] + place + 1
-    matrices = kernels.index_select(1, direct.view(-1))
-    matrices += kernels.index_select(1, mirrored.view(-1))
-    matrices = matrices.view(-1, size, size)
+    # Row i, column j: the weight at distance i - j, and that at i + j + 1, of the mirror image beyond the first edge,
+    # which by the period is also that beyond the last. Both are windows into the kernel.
+    matrices = torch.cat([kernels[:, size + 1 :], kernels[:, :size]], 1).unfold(1, size, 1).flip(1)
+    matrices += kernels[:, 1:].unfold(1, size, 1)
     return torch.bmm(torch.bmm(matrices, planes), matrices)
 
 

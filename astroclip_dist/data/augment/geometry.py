@@ -85,15 +85,14 @@ def _resample(images: Tensor, recipe: ViewRecipe, draws: ViewDraws, corners: np.
     centre = (2 * centre + 1) / shape - 1
     steps = np.arange(recipe.size) - (recipe.size - 1) / 2
     by_row, by_column = matrix[..., :1] * steps + centre[..., None], matrix[..., 1:] * steps
-    parts = to_device(np.stack([by_row, by_column]).astype(np.float32), images.device)
-    n, views = draws.angle.shape
-    grid = images.new_empty(n, views, recipe.size, recipe.size, 2)
-    for axis, place in ((0, 1), (1, 0)):  # torch wants (column, row)
-        torch.add(parts[0, :, :, axis, :, None], parts[1, :, :, axis, None, :], out=grid[..., place])
+    # The pairs (column, row) that torch wants, as complex numbers: so one sum makes both.
+    pairs = np.stack([part[..., 1, :] + 1j * part[..., 0, :] for part in (by_row, by_column)]).astype(np.complex64)
+    rows, columns = to_device(pairs, images.device)
+    grid = torch.view_as_real(rows[..., None] + columns[..., None, :])
     padding = "reflection" if recipe.beyond_edge == "reflect" else "zeros"
     # The views of an image lie above one another in the grid.
     pixels = F.grid_sample(images, grid.flatten(1, 2), mode="bilinear", padding_mode=padding, align_corners=False)
-    return pixels.view(n, -1, views, recipe.size, recipe.size)
+    return pixels.view(*images.shape[:2], -1, recipe.size, recipe.size)
 
 
 def _affine(

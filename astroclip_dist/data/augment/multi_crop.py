@@ -20,6 +20,7 @@ from astroclip_dist.data.augment.published import (
     SECOND_GLOBAL,
 )
 from astroclip_dist.data.augment.views import Stretching, augment_together
+from astroclip_dist.data.batch_memory import BatchMemory
 from astroclip_dist.data.draws import stream_key
 from astroclip_dist.errors import ConfigError
 
@@ -80,12 +81,17 @@ def published_plan(convention: Convention, apply_probability: ApplyProbability =
 
 
 def multi_crop(
-    images: Tensor, sample_ids: np.ndarray, key: int, plan: MultiCropPlan, stretch: Stretching | None = None
+    images: Tensor,
+    sample_ids: np.ndarray,
+    key: int,
+    plan: MultiCropPlan,
+    stretch: Stretching | None = None,
+    memory: BatchMemory | None = None,
 ) -> MultiCrop:
     """All views of a plan; each is ``augment`` with a key of its own. Arguments and errors as there."""
 
     def views(kind: str, recipes: tuple[ViewRecipe, ...]) -> list[Tensor]:
         keys = [stream_key(f"{kind} view", key, number) for number in range(len(recipes))]
-        return augment_together(images, sample_ids, keys, recipes, stretch)
+        return augment_together(images, sample_ids, keys, recipes, stretch, memory)
 
     return MultiCrop(views("global", plan.global_views), views("local", plan.local_views))

@@ -14,15 +14,22 @@ from astroclip_dist.data.augment.draws import ViewDraws, draw_views, to_device
 from astroclip_dist.data.augment.geometry import cut_views
 from astroclip_dist.data.augment.noise import standard_normal
 from astroclip_dist.data.augment.published import BANDS, REDDENING
+from astroclip_dist.data.batch_memory import BatchMemory
 from astroclip_dist.errors import DataError
 
 Stretching = Callable[[Tensor], Tensor]
-# Pixels worked on at once. On a CPU what lies between two operations stays in the cache; on a GPU it bounds memory.
-_CPU_PIXELS, _GPU_PIXELS = 1 << 18, 1 << 27
+# Pixels worked on at once. On a CPU few enough that what lies between two operations stays in the cache,
+# and enough that an operation outweighs its call; on a GPU it bounds memory.
+_CPU_PIXELS, _GPU_PIXELS = 1 << 20, 1 << 27
 
 
 def augment(
-    images: Tensor, sample_ids: np.ndarray, key: int, recipe: ViewRecipe, stretch: Stretching | None = None
+    images: Tensor,
+    sample_ids: np.ndarray,
+    key: int,
+    recipe: ViewRecipe,
+    stretch: Stretching | None = None,
+    memory: BatchMemory | None = None,
 ) -> Tensor:
     """One random view of each image, on the images' device.
 
@@ -34,6 +41,8 @@ def augment(
         key: ``data.draws.stream_key`` of seed, epoch and view.
         recipe: what is done.
         stretch: applied last, pixel by pixel, to (..., 3, H, W); it must keep the shape and give float32.
+        memory: on a CPU, gives the memory of the views; with one that lives as long as the training, no step waits for
+            pages that are new to the process.
 
     Returns:
         (n, 3, size, size) float32, contiguous.
@@ -41,7 +50,7 @@ def augment(
     Raises:
         DataError: the images are smaller than the crop, or have other bands than the published numbers are for.
     """
-    return augment_together(images, sample_ids, [key], [recipe], stretch)[0]
+    return augment_together(images, sample_ids, [key], [recipe], stretch, memory)[0]
 
 
 def augment_together(
@@ -50,6 +59,7 @@ def augment_together(
     keys: Sequence[int],
     recipes: Sequence[ViewRecipe],
     stretch: Stretching | None = None,
+    memory: BatchMemory | None = None,
 ) -> list[Tensor]:
     """Several views of each image, whose recipes differ in nothing but the probabilities of blur and noise.
 
@@ -64,8 +74,12 @@ def augment_together(
     recipe = recipes[0]
     n, bands, size = len(images), images.shape[1], recipe.size
     draws = ViewDraws.beside([draw_views(*pair, sample_ids) for pair in zip(recipes, keys, strict=True)])
-    views = [images.new_empty((n, bands, size, size), dtype=torch.float32) for _ in recipes]
-    pixels = _CPU_PIXELS if images.device.type == "cpu" else _GPU_PIXELS
+    shape, on_cpu = (n, bands, size, size), images.device.type == "cpu"
+    if on_cpu and memory is not None:
+        views = [memory.tensor(shape, torch.float32) for _ in recipes]
+    else:
+        views = [images.new_empty(shape, dtype=torch.float32) for _ in recipes]
+    pixels = _CPU_PIXELS if on_cpu else _GPU_PIXELS
     step = max(1, pixels // (len(recipes) * bands * size**2))
     for start in range(0, n, step):
         rows = slice(start, start + step)
