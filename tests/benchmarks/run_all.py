@@ -15,7 +15,17 @@ from pathlib import Path
 
 from tests.benchmarks.result import Result, Size, size_asked_for
 
-MEASURES = ("local_read", "s3_stream", "resume_time", "shuffle_quality", "contrastive_memory")
+MEASURES = (
+    "local_read",
+    "s3_stream",
+    "resume_time",
+    "manifest_scale",
+    "augment",
+    "shuffle_quality",
+    "shard_build",
+    "contrastive_memory",
+    "fuzz",
+)
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -16,7 +16,7 @@ from tests.benchmarks.run_all import BEGIN, END, MEASURES, REPOSITORY, parse, ta
 @pytest.mark.parametrize(
     "name",
     # A server, and other projects' packages that may have to be installed first.
-    [pytest.param(name, marks=pytest.mark.slow if name == "s3_stream" else ()) for name in MEASURES],
+    [pytest.param(name, marks=pytest.mark.slow if name == "s3_stream" else ()) for name in MEASURES if name != "fuzz"],
 )
 def test_measure_ends_in_its_result(name: str) -> None:
     done = subprocess.run(
@@ -31,6 +31,13 @@ def test_measure_ends_in_its_result(name: str) -> None:
     result = parse(done.stdout.splitlines()[-1])
     assert result.name == name
     assert result.ratio > 0
+
+
+@pytest.mark.parametrize("cases", [pytest.param(100), pytest.param(2000, marks=pytest.mark.slow)])
+def test_no_broken_dataset_is_read_wrongly_or_crashes_or_hangs(cases: int) -> None:
+    command = [sys.executable, "-m", "tests.benchmarks.fuzz", "--cases", str(cases), "--first", "10000"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=1500, check=True)
+    assert parse(done.stdout.splitlines()[-1]).holds, done.stdout
 
 
 @pytest.mark.parametrize(
