@@ -67,6 +67,8 @@ class Case:
                 )
                 self.readings.append(Measured(**json.loads(answer.splitlines()[-1])))
             except PeerError as error:
+                if self.job.reader not in PEERS:
+                    raise
                 self.problem = str(error)
         return float("nan")
 
@@ -95,7 +97,8 @@ def run_module(name: str, arguments: Sequence[str], variables: dict[str, str], l
     except subprocess.TimeoutExpired:
         raise PeerError(f"not done in {limit_s:.0f} s") from None
     if done.returncode:
-        raise PeerError(f"fails: {(done.stderr.strip().splitlines() or ['no message'])[-1][:120]}")
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1][:120]
+        raise PeerError(f"exit code {done.returncode}: {last}")
     return done.stdout
 
 
