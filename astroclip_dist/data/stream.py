@@ -8,6 +8,7 @@ fork and nothing to send between processes.
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,8 @@ from astroclip_dist.errors import DamagedError, DataError, StorageError, UserErr
 # Windows of a lane that are in use, ready, or being loaded, whatever their size.
 _WINDOWS_A_LANE = 3
 _LOADERS = 2
+# How long closing waits for the threads; they end at once, but for what a stuck disk holds up.
+_PATIENCE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -135,8 +138,14 @@ class Stream:
         }
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(reading.batches_ahead)
         self._stopped = threading.Event()
-        threading.Thread(target=self._load_ahead, args=(cursor,), name="load-ahead", daemon=True).start()
-        threading.Thread(target=self._fill_ahead, args=(cursor,), name="fill-ahead", daemon=True).start()
+        self._ahead = [
+            threading.Thread(target=work, args=(cursor,), name=name, daemon=True)
+            for name, work in (("load-ahead", self._load_ahead), ("fill-ahead", self._fill_ahead))
+        ]
+        for thread in self._ahead:
+            thread.start()
+        # A thread that is inside torch while the interpreter goes down would abort the process.
+        atexit.register(self.close)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -161,6 +170,9 @@ class Stream:
         for pool in (self._loaders, self._fillers):
             pool.shutdown(wait=False, cancel_futures=True)
         self._end_readers(DataError("stream", "closed", "Open another one."))
+        for thread in self._ahead:
+            thread.join(_PATIENCE_S)
+        atexit.unregister(self.close)
 
     def __enter__(self) -> Stream:
         return self
