@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -24,14 +23,6 @@ class BandMoments(BaseModel):
     mean: tuple[float, ...]
     squares: tuple[float, ...]
 
-    @classmethod
-    def of_image(cls, image: np.ndarray) -> Self:
-        """Those of one image, (bands, height, width)."""
-        flux = image.reshape(len(image), -1).astype(np.float64)
-        mean = flux.mean(axis=1)
-        flux -= mean[:, None]
-        return cls(pixels=flux.shape[1], mean=mean.tolist(), squares=np.einsum("bp,bp->b", flux, flux).tolist())
-
     def merged(self, other: BandMoments) -> BandMoments:
         """Those of the pixels of both."""
         total = self.pixels + other.pixels
@@ -46,6 +37,33 @@ class BandMoments(BaseModel):
             BandStatistics(band=band, mean=mean, std=(squares / self.pixels) ** 0.5)
             for band, mean, squares in zip(bands, self.mean, self.squares, strict=True)
         )
+
+
+class MomentsOfImages:
+    """Adds up images of one shape."""
+
+    def __init__(self) -> None:
+        self._pixels = 0
+        self._means: list[np.ndarray] = []
+        self._squares: list[np.ndarray] = []
+
+    def add(self, image: np.ndarray) -> None:
+        """Take (bands, height, width) of any floating type."""
+        flux = image.reshape(len(image), -1).astype(np.float64)
+        mean = flux.mean(axis=1)
+        flux -= mean[:, None]
+        self._pixels = flux.shape[1]
+        self._means.append(mean)
+        self._squares.append(np.einsum("bp,bp->b", flux, flux))
+
+    def whole(self) -> BandMoments | None:
+        """Those of all images since the beginning; None where there were none."""
+        if not self._means:
+            return None
+        means = np.array(self._means)
+        mean = means.mean(axis=0)
+        squares = np.sum(self._squares, axis=0) + self._pixels * ((means - mean) ** 2).sum(axis=0)
+        return BandMoments(pixels=self._pixels * len(means), mean=mean.tolist(), squares=squares.tolist())
 
 
 def merge(parts: Sequence[BandMoments | None]) -> BandMoments | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import io
 import tarfile
@@ -20,7 +21,11 @@ from shards.sample import Sample, encode_metadata
 from shards.scratch import open_locked
 from shards.stored_sample import StoredSample
 
+Buffer = bytes | memoryview
+
 _BLOCK = tarfile.BLOCKSIZE
+# Of a ustar header (POSIX.1-1988).
+_SIZE_FIELD, _CHECKSUM_FIELD = slice(124, 136), slice(148, 156)
 _LONGEST_SUFFIX = max(len(f".{member}.npy") for member in ARRAY_MEMBERS)
 # A ustar header holds 100 characters of a name without folders; longer ones need extensions that not every reader has.
 LONGEST_KEY = tarfile.LENGTH_NAME - _LONGEST_SUFFIX
@@ -87,7 +92,9 @@ class OpenShard:
         row: dict[str, str | int | None] = {"key": sample.key}
         for member in MEMBERS:
             if member in members:
-                row |= self._append(member, member_file(sample.key, member), members[member])
+                content = members[member]
+                parts = content if isinstance(content, tuple) else (content,)
+                row |= self._append(member, member_file(sample.key, member), parts)
         self._rows.append(row)
 
     def close(self) -> ClosedShard:
@@ -105,20 +112,17 @@ class OpenShard:
             self._file.close()
         self.path.unlink(missing_ok=True)
 
-    def _append(self, member: str, name: str, content: bytes | memoryview) -> dict[str, str | int | None]:
-        header = tarfile.TarInfo(name)
-        header.size = len(content)
-        self._write(header.tobuf(tarfile.USTAR_FORMAT))
-        start = self._offset
-        self._write(content)
-        self._write(bytes(-len(content) % _BLOCK))
-        return {
-            f"{member}_offset": start,
-            f"{member}_length": len(content),
-            f"{member}_crc32": isal_zlib.crc32(content),
-        }
+    def _append(self, member: str, name: str, parts: tuple[Buffer, ...]) -> dict[str, str | int | None]:
+        size = sum(map(len, parts))
+        self._write(tar_header(name, size))
+        start, checksum = self._offset, 0
+        for part in parts:
+            self._write(part)
+            checksum = isal_zlib.crc32(part, checksum)
+        self._write(bytes(-size % _BLOCK))
+        return {f"{member}_offset": start, f"{member}_length": size, f"{member}_crc32": checksum}
 
-    def _write(self, data: bytes | memoryview) -> None:
+    def _write(self, data: Buffer) -> None:
         try:
             self._file.write(data)
         except OSError as error:
@@ -135,13 +139,43 @@ class OpenShard:
         )
 
 
-def _encode(sample: Sample) -> dict[str, bytes | memoryview]:
+def tar_header(name: str, size: int) -> bytes:
+    """The 512 bytes before a regular file, as :mod:`tarfile` writes them in the format ustar, in a sixth of the time.
+
+    Args:
+        name: at most 100 ASCII characters.
+    """
+    fields = bytearray(_EMPTY_HEADER)
+    fields[: len(name)] = name.encode("ascii")
+    fields[_SIZE_FIELD] = b"%011o\0" % size
+    fields[_CHECKSUM_FIELD] = b"%06o\0 " % sum(fields)
+    return bytes(fields)
+
+
+def _empty_header() -> bytes:
+    """A header without name and size, its checksum blank, as the sum is taken."""
+    fields = bytearray(tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT))
+    fields[_CHECKSUM_FIELD] = b" " * 8
+    return bytes(fields)
+
+
+_EMPTY_HEADER = _empty_header()
+
+
+def _encode(sample: Sample) -> dict[str, Buffer | tuple[Buffer, ...]]:
     arrays = ((member, getattr(sample, member)) for member in ARRAY_MEMBERS)
     return {**{member: _npy(array) for member, array in arrays if array is not None}, "json": encode_metadata(sample)}
 
 
-def _npy(array: np.ndarray) -> memoryview:
-    """The array as a .npy file, version 1.0, C order (readers map its bytes without parsing a header each time)."""
+def _npy(array: np.ndarray) -> tuple[Buffer, ...]:
+    """The array as a .npy file, version 1.0, C order: its header, and its own memory, which need not be copied."""
+    plain = np.ascontiguousarray(array)
+    return _npy_header(plain.dtype, plain.shape), plain.reshape(-1).view(np.uint8).data
+
+
+@functools.cache
+def _npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
     sink = io.BytesIO()
-    np.lib.format.write_array(sink, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
-    return sink.getbuffer()
+    descr = np.lib.format.dtype_to_descr(dtype)
+    np.lib.format.write_array_header_1_0(sink, {"descr": descr, "fortran_order": False, "shape": shape})
+    return sink.getvalue()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from astroclip_dist.errors import DataError
 from astroclip_dist.store import Store
-from shards.band_moments import BandMoments, merge
+from shards.band_moments import BandMoments, MomentsOfImages
 from shards.dataset_folder import put_shard
 from shards.layout import Layout
 from shards.open_shard import OpenShard
@@ -72,7 +72,7 @@ def write_shard(
         DataError: the source cannot be read, or more than ``skip_bad`` of the galaxies cannot be used.
     """
     layout = Layout.of(source)
-    moments: BandMoments | None = None
+    moments = MomentsOfImages()
     skipped: list[SkippedGalaxy] = []
     for partition, key, sample in _read(source, plan):
         error = _fault(sample, layout)
@@ -90,8 +90,8 @@ def write_shard(
             )
         shard.add(sample)
         if plan.split == "train" and sample.image is not None:
-            moments = merge([moments, BandMoments.of_image(sample.image)])
-    return moments, tuple(skipped)
+            moments.add(sample.image)
+    return moments.whole(), tuple(skipped)
 
 
 def _fault(sample: Sample | StoredSample | DataError, layout: Layout) -> DataError | None:

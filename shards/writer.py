@@ -18,7 +18,7 @@ from astroclip_dist.data.manifest import (
 )
 from astroclip_dist.errors import DataError, StorageError
 from astroclip_dist.store import Store
-from shards.band_moments import BandMoments, merge
+from shards.band_moments import BandMoments, MomentsOfImages
 from shards.dataset_folder import (
     SourceFacts,
     check_shard_size,
@@ -78,7 +78,7 @@ class ShardWriter:
         check_shard_size(samples_per_shard)
         self._seen = SeenKeys()
         self._open: dict[Split, OpenShard] = {}
-        self._moments: BandMoments | None = None
+        self._moments = MomentsOfImages()
         self._shards: list[tuple[ShardEntry, BandMoments | None]] = []
         self._written: list[str] = []
         self._finished = False
@@ -116,7 +116,7 @@ class ShardWriter:
         shard = self._open[split]
         shard.add(sample)
         if split == "train" and sample.image is not None:
-            self._moments = merge([self._moments, BandMoments.of_image(sample.image)])
+            self._moments.add(sample.image)
         if len(shard) >= self._samples_per_shard:
             self._close(split)
 
@@ -146,6 +146,8 @@ class ShardWriter:
     def _close(self, split: Split) -> None:
         name = self._next_name(split)
         self._written += [f"{name}.tar", f"{name}.idx"]
-        moments, self._moments = (self._moments, None) if split == "train" else (None, self._moments)
+        moments: BandMoments | None = None
+        if split == "train":
+            moments, self._moments = self._moments.whole(), MomentsOfImages()
         with self._open.pop(split) as shard:
             self._shards.append((put_shard(self.store, name, split, shard.close()), moments))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from astroclip_dist.data.index import decode_index
 from astroclip_dist.data.manifest import ImageLayout, Manifest, SpectrumLayout, read_manifest, split_of
 from astroclip_dist.errors import ConfigError, DataError, StorageError
 from astroclip_dist.store import Store
+from shards.open_shard import _npy, tar_header
 from shards.reading import first_samples
 from shards.sample import Sample
 from shards.seen_keys import SeenKeys
@@ -125,6 +128,26 @@ def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
     assert "manifest.json" in files
     for name in files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+@given(
+    name=st.text("abcXYZ019_+-.", min_size=1, max_size=100),
+    size=st.integers(0, 8**11 - 1),
+)
+def test_tar_headers_are_those_of_tarfile(name: str, size: int) -> None:
+    theirs = tarfile.TarInfo(name)
+    theirs.size = size
+    assert tar_header(name, size) == theirs.tobuf(tarfile.USTAR_FORMAT)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("shape", [(3, 152, 152), (7781,)])
+def test_arrays_are_stored_as_numpy_writes_them(dtype: str, shape: tuple[int, ...]) -> None:
+    array = np.random.default_rng(0).normal(size=shape).astype(dtype)
+    for stored in (array, array[..., ::-1], np.asfortranarray(array)):
+        theirs = io.BytesIO()
+        np.lib.format.write_array(theirs, np.ascontiguousarray(stored), version=(1, 0), allow_pickle=False)
+        assert b"".join(_npy(stored)) == theirs.getvalue()
 
 
 @given(
