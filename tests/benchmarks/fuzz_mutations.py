@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from astroclip_dist.data.index import SCHEMA
+from astroclip_dist.data.index import SCHEMA, encode_index
 from tests.altered import agree, edit_manifest
 
 CANARY = "canary"
@@ -98,10 +98,7 @@ def _index_numbers_changed(folder: Path, random: Random) -> None:
     row[column] = random.choice([0, 1, largest, other[column], None, random.randrange(10**6)])
     if random.random() < 0.3 and not column.endswith("crc32"):
         row[column] = random.choice([-1, -(2**62)])
-    sink = io.BytesIO()
-    with pa.ipc.new_file(sink, SCHEMA) as writer:
-        writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
-    path.write_bytes(sink.getvalue())
+    path.write_bytes(encode_index(rows))
     agree(folder, shard)
 
 
@@ -139,10 +136,7 @@ def _replace_member(folder: Path, random: Random, content: bytes) -> None:
     path = folder / f"{shard}.idx"
     rows = pa.ipc.open_file(pa.py_buffer(path.read_bytes())).read_all().to_pylist()
     random.choice(rows).update(image_offset=at, image_length=len(content), image_crc32=zlib.crc32(content))
-    sink = io.BytesIO()
-    with pa.ipc.new_file(sink, SCHEMA) as writer:
-        writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
-    path.write_bytes(sink.getvalue())
+    path.write_bytes(encode_index(rows))
     agree(folder, shard)
 
 
