@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,8 +22,8 @@ _WORTH_WORKERS_S = 20.0
 _AHEAD = 2
 # Ray keeps what it passes around in memory of this size: plans and receipts are small.
 _OBJECT_STORE_BYTES = 128 << 20
-
-log = logging.getLogger(__name__)
+# A cluster that is there answers a connection in this time.
+_ANSWER_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -139,8 +140,12 @@ def _connected(workers: int | None, address: str | None) -> Iterator[None]:
         "object_store_memory": _OBJECT_STORE_BYTES,
     }
     try:
+        if address not in (None, "auto"):
+            # Ray itself asks for minutes.
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
         ray.init(address=address or "local", logging_level=logging.ERROR, **({} if address else local))
-    except ConnectionError as error:
+    except (OSError, ValueError) as error:
         raise ConfigError("--ray-address", address, f"No Ray cluster there: {error}") from error
     try:
         yield

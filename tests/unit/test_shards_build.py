@@ -245,3 +245,7 @@ def test_nobody_can_work(tmp_path: Path) -> None:
         Workers(0)
     with pytest.raises(ConfigError, match="Leave it out"):
         Workers(2, "auto")
+    for address in ("127.0.0.1:1", "nonsense"):
+        with pytest.raises(ConfigError, match=r"--ray-address: .*No Ray cluster there"):
+            build_toy(tmp_path / "set", workers=Workers(ray_address=address))
+        assert not (tmp_path / "set").exists()
