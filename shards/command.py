@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shards import build_command, info_command, repair_command, reshard_command, verify_command
+from shards.commands import build_command, info_command, repair_command, reshard_command, verify_command
 from shards.crossmatch import command as crossmatch
 
 

@@ -7,8 +7,8 @@ from typing import Protocol, Self
 
 from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.errors import DataError
-from shards.open_shard import LONGEST_KEY
 from shards.sample import Sample, check_sample
+from shards.writing.open_shard import LONGEST_KEY
 
 
 class HasLayout(Protocol):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from shards.reading import decode_array
+from shards.stored.reading import decode_array
 
 
 @dataclass(frozen=True)

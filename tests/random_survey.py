@@ -8,7 +8,7 @@ import numpy as np
 
 from astroclip_dist.data.manifest import ImageLayout, Manifest, SpectrumLayout, Split
 from shards.sample import Sample
-from shards.writer import ShardWriter
+from shards.writing.writer import ShardWriter
 
 IMAGE = ImageLayout(size=24)
 SPECTRUM = SpectrumLayout(size=120)

@@ -15,8 +15,8 @@ import numpy as np
 
 from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.errors import DataError
+from shards.grids.stored_image import add_dtype_argument, stored_image
 from shards.sample import Sample
-from shards.stored_image import add_dtype_argument, stored_image
 
 IMAGE_AXES = ("auto", "whc", "hwc", "chw", "cwh")
 _BANDS = 3

@@ -16,10 +16,10 @@ from astropy.io import fits
 
 from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.errors import DataError
+from shards.grids.spectra_grid import Arm, coadd
 from shards.sample import Sample
 from shards.sources.fits_file import hdu_data, open_fits, row_scalars, table_column
 from shards.sources.redrock import read_redshifts
-from shards.spectra_grid import Arm, coadd
 
 SELECTION = "OBJTYPE = TGT and COADD_FIBERSTATUS = 0"
 _ARMS = ("B", "R", "Z")

@@ -21,8 +21,8 @@ from astroclip_dist.data.manifest import ImageLayout, Manifest, SpectrumLayout, 
 from astroclip_dist.errors import DataError
 from astroclip_dist.store import Store
 from shards.crossmatch.match_table import MatchTable
-from shards.reading import read_sample
 from shards.sample import Sample
+from shards.stored.reading import read_sample
 
 PARTITION_ROWS = 2048
 _THREADS = 8

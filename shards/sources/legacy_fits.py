@@ -15,7 +15,7 @@ from astropy.wcs.utils import proj_plane_pixel_scales
 
 from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.errors import DataError
-from shards.image_grid import resample_image
+from shards.grids.image_grid import resample_image
 from shards.sample import Sample
 from shards.sources.fits_file import hdu_data, open_fits
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from astroclip_dist.data.manifest import SpectrumLayout
 from astroclip_dist.errors import DataError
+from shards.grids.spectra_grid import Arm, coadd, wavelengths
 from shards.sample import Sample
 from shards.sources.mmu_file import Field, Form, Galaxy
 from shards.sources.mmu_source import MmuSource
-from shards.spectra_grid import Arm, coadd, wavelengths
 
 # The published wavelengths are float32, good to 0.0005 A.
 _WAVELENGTH_TOLERANCE = 0.01

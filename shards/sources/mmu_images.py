@@ -16,11 +16,11 @@ import numpy as np
 
 from astroclip_dist.data.manifest import ImageLayout
 from astroclip_dist.errors import DataError
-from shards.image_grid import resample_image
+from shards.grids.image_grid import resample_image
+from shards.grids.stored_image import add_dtype_argument, stored_image
 from shards.sample import Sample
 from shards.sources.mmu_file import Field, Form, Galaxy, read_identifiers
 from shards.sources.mmu_source import MmuSource
-from shards.stored_image import add_dtype_argument, stored_image
 
 _SIZE = 152
 _SCALE_TOLERANCE = 0.002

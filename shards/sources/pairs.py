@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.data.rgb import from_rgb
 from astroclip_dist.errors import DataError
-from shards.image_grid import resample_image
+from shards.grids.image_grid import resample_image
 from shards.sample import Sample
 from shards.sources.sdss_spectrum import read_sdss_spectrum
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from astroclip_dist.data.manifest import SpectrumLayout
 from astroclip_dist.errors import DataError
+from shards.grids.spectra_grid import Arm, coadd
 from shards.sources.fits_file import hdu_data, open_fits, table_column
-from shards.spectra_grid import Arm, coadd
 
 # SPPIXMASK bits 0 to 15 are about the whole fibre (one would drop a good spectrum), bits 16 to 31 about a pixel.
 _PIXEL_FLAGS = np.uint32(0xFFFF0000)

@@ -17,9 +17,9 @@ import numpy as np
 
 from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.errors import DataError
+from shards.grids.stored_image import add_dtype_argument, stored_image
 from shards.sample import Sample
 from shards.sources.hdf5_file import hdf5_dataset, hdf5_shape, open_hdf5, plain_values, read_rows, row_blocks
-from shards.stored_image import add_dtype_argument, stored_image
 
 _IDENTIFIERS = ("release", "brickid", "objid")
 _POSITION = ("ra", "dec")

@@ -35,8 +35,8 @@ from astroclip_dist.data.order import Cursor
 from astroclip_dist.data.quarantine import Quarantine
 from astroclip_dist.data.stream import Stream
 from astroclip_dist.errors import UserError
-from shards.info import describe
-from shards.verify import verify
+from shards.checking.verify import verify
+from shards.showing.info import describe
 from tests.benchmarks.fuzz_mutations import damage, malice
 from tests.benchmarks.result import Result, measure_parser, print_result
 from tests.random_survey import random_sample, write_random_survey

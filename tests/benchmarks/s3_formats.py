@@ -15,7 +15,7 @@ import torch
 
 from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.store import Store
-from shards.writer import ShardWriter
+from shards.writing.writer import ShardWriter
 from tests.benchmarks.peers import without_unused_packages
 from tests.random_survey import random_sample
 

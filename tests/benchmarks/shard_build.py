@@ -26,9 +26,9 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.build import build
-from shards.executors import Workers
-from shards.stored_datasets import StoredDatasets
+from shards.building.build import build
+from shards.building.executors import Workers
+from shards.stored.stored_datasets import StoredDatasets
 from tests.benchmarks.compression import print_compression
 from tests.benchmarks.in_memory import InMemory
 from tests.benchmarks.result import Result, Size, interleaved, paired_ratio, print_result, seconds, size_asked_for

@@ -18,11 +18,11 @@ from obstore.store import from_url
 from astroclip_dist.data.manifest import read_manifest
 from astroclip_dist.errors import StorageError
 from astroclip_dist.store import Store
-from shards.executors import Workers
-from shards.info import describe
-from shards.menders import repair_from_copy
-from shards.verify import verify
-from shards.writer import ShardWriter
+from shards.building.executors import Workers
+from shards.checking.menders import repair_from_copy
+from shards.checking.verify import verify
+from shards.showing.info import describe
+from shards.writing.writer import ShardWriter
 from tests.conftest import REPOSITORY
 from tests.system.conftest import RealObjectStore
 from tests.system.test_store import use

@@ -17,7 +17,7 @@ from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.embed.table import MODALITIES, as_column, embedding_column
 from astroclip_dist.store import Store
 from shards.sample import Sample
-from shards.writer import ShardWriter
+from shards.writing.writer import ShardWriter
 
 IMAGE, SPECTRUM = ImageLayout(size=48), SpectrumLayout(size=500, step_angstrom=12.4)
 

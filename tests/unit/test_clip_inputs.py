@@ -30,7 +30,7 @@ from astroclip_dist.parallel.process_group import join, leave
 from astroclip_dist.store import Store
 from astroclip_dist.train.checkpoint import Progress, save
 from astroclip_dist.train.run_folder import register
-from shards.writer import ShardWriter
+from shards.writing.writer import ShardWriter
 from tests.random_survey import IMAGE, SPECTRUM, random_sample, write_random_survey
 
 CONFIG = """

@@ -25,7 +25,7 @@ from shards.crossmatch.files import local_file
 from shards.crossmatch.identifier import match_by_identifier
 from shards.crossmatch.table import CatalogueTable, Columns
 from shards.sample import Sample
-from shards.writer import ShardWriter
+from shards.writing.writer import ShardWriter
 from tests.random_catalogue import random_positions, write_positions
 from tests.random_survey import IMAGE, random_sample
 

@@ -23,7 +23,7 @@ from astroclip_dist.store import Store
 from astroclip_dist.train.checkpoint import Progress, load_weights, save
 from astroclip_dist.train.run_folder import register
 from shards.sample import Sample
-from shards.writer import ShardWriter
+from shards.writing.writer import ShardWriter
 from tests.random_survey import IMAGE, SPECTRUM, random_sample
 
 GALAXIES = 50

@@ -10,7 +10,7 @@ import pytest
 from astroclip_dist.data.lookup import SampleLookup
 from astroclip_dist.errors import DataError
 from shards.sample import Sample
-from shards.writer import ShardWriter
+from shards.writing.writer import ShardWriter
 from tests.unit.embedded_galaxies import IMAGE, SPECTRUM
 
 GALAXIES = 30

@@ -16,7 +16,7 @@ from astroclip_dist.data.order import Cursor
 from astroclip_dist.data.stream import Stream
 from astroclip_dist.data.window import needs
 from astroclip_dist.errors import ConfigError
-from shards.writer import ShardWriter
+from shards.writing.writer import ShardWriter
 from tests.random_survey import IMAGE, SPECTRUM, random_sample
 
 

@@ -17,10 +17,10 @@ import pytest
 from astroclip_dist.data.manifest import Manifest, read_manifest
 from astroclip_dist.errors import ConfigError, DataError
 from astroclip_dist.store import Store
-from shards.build import build
-from shards.executors import Workers
-from shards.reading import first_samples
-from shards.verify import verify
+from shards.building.build import build
+from shards.building.executors import Workers
+from shards.checking.verify import verify
+from shards.stored.reading import first_samples
 from tests.conftest import REPOSITORY
 from tests.toy_source import ToySource
 from tests.unit.test_shards_writer import assert_same

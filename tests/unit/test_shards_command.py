@@ -18,7 +18,7 @@ from astroclip_dist.data.manifest import Manifest, read_manifest
 from astroclip_dist.errors import DataError
 from astroclip_dist.progress import with_progress
 from astroclip_dist.store import Store
-from shards.build import build
+from shards.building.build import build
 from shards.sample import Sample
 from shards.source import SOURCES, source_class
 from tests.unit.test_shards_writer import IMAGE, SPECTRUM, make_sample

@@ -9,9 +9,9 @@ import pytest
 
 from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.errors import DataError
-from shards.image_grid import resample_image
-from shards.overlap import overlap_lengths
-from shards.spectra_grid import Arm, coadd, wavelengths
+from shards.grids.image_grid import resample_image
+from shards.grids.overlap import overlap_lengths
+from shards.grids.spectra_grid import Arm, coadd, wavelengths
 
 GRID = SpectrumLayout()
 

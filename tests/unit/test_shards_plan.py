@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from astroclip_dist.data.manifest import SPLITS, Split, split_of
 from astroclip_dist.errors import DataError
-from shards.plan import Plan, ShardPlan, split_places
-from shards.seen_keys import hash_keys
+from shards.building.plan import Plan, ShardPlan, split_places
+from shards.writing.seen_keys import hash_keys
 from tests.toy_source import ToySource
 
 FRACTIONS: dict[Split, float] = {"train": 0.6, "val": 0.3, "test": 0.1}

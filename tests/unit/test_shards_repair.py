@@ -11,12 +11,12 @@ import pytest
 
 from astroclip_dist.cli import main
 from astroclip_dist.errors import DataError
-from shards.dataset_folder import full_fractions
-from shards.executors import Workers
-from shards.menders import repair_from_copy, repair_from_source
-from shards.plan import Plan
-from shards.repair import RepairReport, only_indexes, repair
-from shards.verify import verify
+from shards.building.executors import Workers
+from shards.building.plan import Plan
+from shards.checking.menders import repair_from_copy, repair_from_source
+from shards.checking.repair import RepairReport, only_indexes, repair
+from shards.checking.verify import verify
+from shards.writing.dataset_folder import full_fractions
 from tests.toy_source import ToySource
 from tests.unit.test_shards_build import SIZES, build_toy, content
 

@@ -12,11 +12,11 @@ from astroclip_dist.cli import main
 from astroclip_dist.data.manifest import ImageLayout, Manifest, Split, read_manifest
 from astroclip_dist.errors import ConfigError, DataError
 from astroclip_dist.store import Store
-from shards.build import build
-from shards.executors import Workers
-from shards.reading import first_samples
-from shards.stored_datasets import StoredDatasets
-from shards.verify import verify
+from shards.building.build import build
+from shards.building.executors import Workers
+from shards.checking.verify import verify
+from shards.stored.reading import first_samples
+from shards.stored.stored_datasets import StoredDatasets
 from tests.random_survey import write_random_survey
 from tests.toy_source import ToySource
 from tests.unit.test_shards_build import build_toy, content

@@ -12,9 +12,9 @@ import pytest
 from astroclip_dist.data.index import decode_index, encode_index
 from astroclip_dist.data.manifest import Split, split_of
 from astroclip_dist.errors import DataError
-from shards.open_shard import OpenShard
+from shards.checking.verify import verify
 from shards.sample import Sample
-from shards.verify import verify
+from shards.writing.open_shard import OpenShard
 from tests.altered import agree, edit_manifest
 from tests.unit.test_shards_writer import IMAGE, SPECTRUM, make_sample, write
 
@@ -176,7 +176,7 @@ def test_an_array_of_another_layout_is_named(dataset: Path, change: dict[str, np
 def test_pickled_objects_are_refused_not_loaded(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sink = io.BytesIO()
     np.save(sink, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    monkeypatch.setattr("shards.open_shard._npy", lambda array: (sink.getvalue(),))
+    monkeypatch.setattr("shards.writing.open_shard._npy", lambda array: (sink.getvalue(),))
     bad = train_samples(1, 1000)[0]
     replace_shard(dataset, [bad])
     found = faults(dataset)

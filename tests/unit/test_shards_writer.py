@@ -21,11 +21,11 @@ from astroclip_dist.data.index import decode_index
 from astroclip_dist.data.manifest import ImageLayout, Manifest, SpectrumLayout, read_manifest, split_of
 from astroclip_dist.errors import ConfigError, DataError, StorageError
 from astroclip_dist.store import Store
-from shards.open_shard import _npy, tar_header
-from shards.reading import first_samples
 from shards.sample import Sample
-from shards.seen_keys import SeenKeys
-from shards.writer import ShardWriter
+from shards.stored.reading import first_samples
+from shards.writing.open_shard import _npy, tar_header
+from shards.writing.seen_keys import SeenKeys
+from shards.writing.writer import ShardWriter
 
 SUFFIXES = ("image.npy", "spectrum.npy", "ivar.npy", "json")
 IMAGE, SPECTRUM = ImageLayout(size=16), SpectrumLayout(size=50)
@@ -156,7 +156,7 @@ def test_arrays_are_stored_as_numpy_writes_them(dtype: str, shape: tuple[int, ..
 )
 def test_a_key_is_new_once(batches: list[list[int]], longest: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shards.seen_keys._LONGEST_RUN", longest)
+        patch.setattr("shards.writing.seen_keys._LONGEST_RUN", longest)
         seen, expected = SeenKeys(), set()
         for batch in batches:
             new = seen.add(np.array(batch, np.uint64))

@@ -9,12 +9,12 @@ import pytest
 from astropy.io import fits
 
 from astroclip_dist.errors import DataError
-from shards.build import build
+from shards.building.build import build
+from shards.grids.spectra_grid import wavelengths
 from shards.sample import Sample, check_sample
 from shards.source import all_samples
 from shards.sources.desi_coadd import DesiCoadd
 from shards.sources.desi_high import DesiHigh
-from shards.spectra_grid import wavelengths
 
 GRID = wavelengths(DesiCoadd.spectrum)
 

@@ -18,19 +18,19 @@ from astroclip_dist.data.dataset import Dataset
 from astroclip_dist.data.manifest import SPLITS as ALL
 from astroclip_dist.data.manifest import Split
 from astroclip_dist.errors import DataError
-from shards.build import build
+from shards.building.build import build
+from shards.building.executors import Workers
 from shards.crossmatch.catalogue import write_catalogue
 from shards.crossmatch.match_table import MatchTable
 from shards.crossmatch.position import match_by_position
 from shards.crossmatch.table import CatalogueTable
-from shards.executors import Workers
 from shards.labels.label_file import LabelFile
 from shards.labels.labelled import Labelled
-from shards.reading import read_sample
 from shards.sample import Sample
 from shards.source import all_samples, source_class
 from shards.sources.joined import Joined
-from shards.writer import ShardWriter
+from shards.stored.reading import read_sample
+from shards.writing.writer import ShardWriter
 from tests.random_survey import IMAGE, SPECTRUM, random_sample
 
 GALAXIES = 60

@@ -16,14 +16,14 @@ import torch
 
 from astroclip_dist.data.rgb import from_rgb
 from astroclip_dist.errors import DataError
-from shards.build import build
+from shards.building.build import build
+from shards.grids.spectra_grid import wavelengths
 from shards.sample import Sample, check_sample
 from shards.source import SOURCES, Source, all_samples, source_class
 from shards.sources.mmu_desi import MmuDesi
 from shards.sources.mmu_gz10 import MmuGz10
 from shards.sources.mmu_images import MmuLegacySurvey, MmuSslLegacySurvey
 from shards.sources.mmu_source import MmuSource
-from shards.spectra_grid import wavelengths
 from tests.unit import multimodal_universe as mmu
 
 GRZ = [0, 1, 3]

@@ -15,10 +15,10 @@ from PIL import Image
 from astroclip_dist.data.manifest import ImageLayout
 from astroclip_dist.data.rgb import to_rgb
 from astroclip_dist.errors import DataError
+from shards.grids.spectra_grid import wavelengths
 from shards.sample import Sample, check_sample
 from shards.source import all_samples
 from shards.sources.pairs import Pairs
-from shards.spectra_grid import wavelengths
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 
 from astroclip_dist.data.manifest import ImageLayout
 from astroclip_dist.errors import DataError
-from shards.overlap import overlap_lengths
+from shards.grids.overlap import overlap_lengths
 
 _NATIVE_TOLERANCE = 0.002
 

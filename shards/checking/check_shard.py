@@ -15,11 +15,11 @@ from astroclip_dist.data.index import ARRAY_MEMBERS, MEMBERS, ShardIndex, decode
 from astroclip_dist.data.manifest import ShardEntry, Split, split_of
 from astroclip_dist.errors import DataError
 from astroclip_dist.store import MissingObjectError, Store
-from shards.hashing_reader import TAR_BUFFER_BYTES, HashingReader
+from shards.checking.hashing_reader import TAR_BUFFER_BYTES, HashingReader
 from shards.layout import Layout
-from shards.open_shard import member_file
-from shards.reading import decode_array
-from shards.seen_keys import hash_keys
+from shards.stored.reading import decode_array
+from shards.writing.open_shard import member_file
+from shards.writing.seen_keys import hash_keys
 
 
 @dataclass(frozen=True)

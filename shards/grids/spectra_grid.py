@@ -9,7 +9,7 @@ import numpy as np
 
 from astroclip_dist.data.manifest import SpectrumLayout
 from astroclip_dist.errors import DataError
-from shards.overlap import overlap_lengths
+from shards.grids.overlap import overlap_lengths
 
 
 class Arm(NamedTuple):

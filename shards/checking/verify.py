@@ -14,10 +14,10 @@ from astroclip_dist.data.index import decode_index
 from astroclip_dist.data.manifest import Manifest, ShardEntry, read_manifest
 from astroclip_dist.progress import with_progress
 from astroclip_dist.store import Store
-from shards.check_shard import CheckedShard, CheckShard, Fault
-from shards.dataset_folder import SHARD_NAME, shard_files
-from shards.executors import Workers
+from shards.building.executors import Workers
+from shards.checking.check_shard import CheckedShard, CheckShard, Fault
 from shards.layout import Layout
+from shards.writing.dataset_folder import SHARD_NAME, shard_files
 
 # Of this process, where no other workers are asked for: they wait for storage together, and hash side by side.
 _THREADS = 4

@@ -7,7 +7,7 @@ import dataclasses
 import json
 from typing import Any
 
-from shards.build_command import DATASET_HELP, add_workers, workers
+from shards.commands.build_command import DATASET_HELP, add_workers, workers
 
 
 def add_parser(commands: Any) -> None:
@@ -20,7 +20,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check every byte; 1 when there is a fault."""
-    from shards.verify import verify
+    from shards.checking.verify import verify
 
     report = verify(args.dataset, workers=workers(args))
     if args.json:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
-from shards.build_command import (
+from shards.commands.build_command import (
     DATASET_HELP,
     SourceParser,
     add_division,
@@ -18,7 +18,7 @@ from shards.build_command import (
 from shards.source import SOURCES
 
 if TYPE_CHECKING:
-    from shards.repair import RepairReport
+    from shards.checking.repair import RepairReport
 
 
 def add_parser(commands: Any) -> None:
@@ -44,21 +44,21 @@ def add_parser(commands: Any) -> None:
 
 
 def run_copy(args: argparse.Namespace) -> int:
-    from shards.menders import repair_from_copy
+    from shards.checking.menders import repair_from_copy
 
     return _print(repair_from_copy(args.dataset, args.copy), args.json)
 
 
 def run_index(args: argparse.Namespace) -> int:
-    from shards.repair import only_indexes, repair
+    from shards.checking.repair import only_indexes, repair
 
     return _print(repair(args.dataset, only_indexes), args.json)
 
 
 def run_source(args: argparse.Namespace) -> int:
-    from shards.dataset_folder import full_fractions
-    from shards.menders import repair_from_source
-    from shards.plan import Plan
+    from shards.building.plan import Plan
+    from shards.checking.menders import repair_from_source
+    from shards.writing.dataset_folder import full_fractions
 
     plan = Plan(make_source(args), args.samples_per_shard, full_fractions(split_fractions(args)), args.duplicates)
     return _print(repair_from_source(args.dataset, plan, args.skip_bad, workers(args)), args.json)

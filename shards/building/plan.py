@@ -17,9 +17,9 @@ import numpy as np
 from astroclip_dist.data.manifest import SPLITS, Split
 from astroclip_dist.errors import DataError
 from astroclip_dist.progress import with_progress
-from shards.dataset_folder import shard_name
-from shards.seen_keys import SeenKeys, hash_keys
 from shards.source import Origin
+from shards.writing.dataset_folder import shard_name
+from shards.writing.seen_keys import SeenKeys, hash_keys
 
 Duplicates = Literal["refuse", "first"]
 

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.data.rgb import to_rgb
+from shards.grids.spectra_grid import wavelengths
 from shards.sample import Sample
-from shards.spectra_grid import wavelengths
 
 CONTACT_SHEET_NAME = "contact-sheet.png"
 GALAXIES_ON_SHEET = 12

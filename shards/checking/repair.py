@@ -17,10 +17,10 @@ from isal import isal_zlib
 from astroclip_dist.data.index import MEMBERS, encode_index
 from astroclip_dist.data.manifest import Manifest, ShardEntry, read_manifest
 from astroclip_dist.store import Store
-from shards.executors import Workers
-from shards.hashing_reader import TAR_BUFFER_BYTES, HashingReader
-from shards.open_shard import member_file
-from shards.verify import verify
+from shards.building.executors import Workers
+from shards.checking.hashing_reader import TAR_BUFFER_BYTES, HashingReader
+from shards.checking.verify import verify
+from shards.writing.open_shard import member_file
 
 # Takes the dataset, its manifest and the files to mend; gives for each the reason why it could not be, or none ("").
 Mender = Callable[[Store, Manifest, list[str]], Iterator[tuple[str, str]]]
@@ -51,7 +51,7 @@ def repair(url: str, mend: Mender, progress: TextIO | None = None, workers: Work
 
     Args:
         progress: where to report (standard error when None).
-        workers: who looks for damage, as of :func:`shards.verify.verify`.
+        workers: who looks for damage, as of :func:`shards.checking.verify.verify`.
 
     Raises:
         DataError: no dataset there.

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from astroclip_dist.data.manifest import ShardEntry
 from astroclip_dist.errors import DataError
 from astroclip_dist.store import MissingObjectError, Store
-from shards.band_moments import BandMoments
+from shards.writing.band_moments import BandMoments
 
 FOLDER = "receipts"
 _SETTINGS = f"{FOLDER}/build.json"

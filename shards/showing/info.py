@@ -8,8 +8,8 @@ from typing import Any
 
 from astroclip_dist.data.manifest import SPLITS, Manifest, read_manifest
 from astroclip_dist.store import Store
-from shards.contact_sheet import GALAXIES_ON_SHEET, draw_contact_sheet
-from shards.reading import first_samples
+from shards.showing.contact_sheet import GALAXIES_ON_SHEET, draw_contact_sheet
+from shards.stored.reading import first_samples
 
 
 def describe(url: str) -> dict[str, Any]:

@@ -11,11 +11,11 @@ import astroclip_dist
 from astroclip_dist.data.manifest import MANIFEST_NAME, SPLITS, Manifest, ShardEntry, Split, encode_manifest
 from astroclip_dist.errors import ConfigError, DataError, StorageError
 from astroclip_dist.store import Store
-from shards.band_moments import BandMoments, merge
 from shards.defaults import SPLIT_FRACTIONS
 from shards.layout import Layout
-from shards.open_shard import ClosedShard
-from shards.scratch import remove_abandoned
+from shards.writing.band_moments import BandMoments, merge
+from shards.writing.open_shard import ClosedShard
+from shards.writing.scratch import remove_abandoned
 
 SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{6,}}\.(tar|idx)")
 
@@ -50,7 +50,7 @@ def put_shard(store: Store, name: str, split: Split, closed: ClosedShard) -> Sha
 
 
 def put_file(store: Store, name: str, path: Path) -> None:
-    """Put a file from :func:`shards.scratch.scratch_tar`; where the dataset is local it is gone from there then."""
+    """Put a file from :func:`shards.writing.scratch.scratch_tar`; a local dataset takes it over."""
     target = store.local_path(name)
     if target is None:
         store.put(name, path)

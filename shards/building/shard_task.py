@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 from astroclip_dist.errors import DataError
 from astroclip_dist.store import Store
-from shards.band_moments import BandMoments, MomentsOfImages
-from shards.dataset_folder import put_shard
+from shards.building.plan import ShardPlan
+from shards.building.receipt import Receipt, Settings, SkippedGalaxy, fingerprint, put_receipt
 from shards.layout import Layout
-from shards.open_shard import OpenShard
-from shards.plan import ShardPlan
-from shards.receipt import Receipt, Settings, SkippedGalaxy, fingerprint, put_receipt
 from shards.sample import Sample
-from shards.scratch import scratch_tar
 from shards.source import Origin
 from shards.stored_sample import StoredSample
+from shards.writing.band_moments import BandMoments, MomentsOfImages
+from shards.writing.dataset_folder import put_shard
+from shards.writing.open_shard import OpenShard
+from shards.writing.scratch import scratch_tar
 
 
 @dataclass(frozen=True)

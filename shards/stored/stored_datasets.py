@@ -11,9 +11,9 @@ from astroclip_dist.data.index import MEMBERS, ShardIndex, decode_index
 from astroclip_dist.data.manifest import ImageLayout, Manifest, ShardEntry, SpectrumLayout, Split, read_manifest
 from astroclip_dist.errors import ConfigError, DataError
 from astroclip_dist.store import Store
-from shards.dataset_folder import SourceFacts
 from shards.layout import Layout
 from shards.stored_sample import StoredSample
+from shards.writing.dataset_folder import SourceFacts
 
 # Galaxies near each other in a shard are fetched together: at most so many bytes, and so many between two of them.
 _READ_BYTES = 32 << 20

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from shards.build_command import DATASET_HELP
+from shards.commands.build_command import DATASET_HELP
 
 
 def add_parser(commands: Any) -> None:
@@ -20,7 +20,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Describe a dataset, and draw its contact sheet when asked."""
-    from shards.info import describe, print_summary, write_contact_sheet
+    from shards.showing.info import describe, print_summary, write_contact_sheet
 
     summary = describe(args.dataset)
     if args.contact_sheet is not None:

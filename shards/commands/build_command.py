@@ -12,7 +12,7 @@ from shards.source import SOURCES, source_class
 # What builds is imported when it runs: every `astroclip` command makes this parser first.
 if TYPE_CHECKING:
     from astroclip_dist.data.manifest import Split
-    from shards.executors import Workers
+    from shards.building.executors import Workers
     from shards.source import Origin
 
 DATASET_HELP = "folder of the dataset: a path or s3://bucket/prefix"
@@ -101,7 +101,7 @@ def split_fractions(args: argparse.Namespace) -> dict[Split, float] | None:
 
 
 def workers(args: argparse.Namespace) -> Workers:
-    from shards.executors import Workers
+    from shards.building.executors import Workers
 
     return Workers(args.workers, args.ray_address)
 
@@ -109,8 +109,8 @@ def workers(args: argparse.Namespace) -> Workers:
 def run(args: argparse.Namespace) -> int:
     """Build, and say what is there now."""
     from astroclip_dist.store import normalize_url
-    from shards.build import build
-    from shards.info import print_summary, summarize
+    from shards.building.build import build
+    from shards.showing.info import print_summary, summarize
 
     manifest = build(
         make_source(args),

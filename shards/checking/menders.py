@@ -13,17 +13,17 @@ from astroclip_dist.data.manifest import Manifest, ShardEntry, read_manifest
 from astroclip_dist.errors import DataError
 from astroclip_dist.progress import with_progress
 from astroclip_dist.store import MissingObjectError, Store
-from shards.build import source_facts
-from shards.dataset_folder import put_file, put_shard
-from shards.executors import Workers
-from shards.hashing_reader import HashingReader
+from shards.building.build import source_facts
+from shards.building.executors import Workers
+from shards.building.plan import Plan, ShardPlan
+from shards.building.shard_task import write_shard
+from shards.checking.hashing_reader import HashingReader
+from shards.checking.repair import RepairReport, repair
 from shards.layout import Layout
-from shards.open_shard import OpenShard
-from shards.plan import Plan, ShardPlan
-from shards.repair import RepairReport, repair
-from shards.scratch import scratch_tar
-from shards.shard_task import write_shard
 from shards.source import Origin
+from shards.writing.dataset_folder import put_file, put_shard
+from shards.writing.open_shard import OpenShard
+from shards.writing.scratch import scratch_tar
 
 _OTHER = "its sha256 is not the manifest's"
 

@@ -18,8 +18,8 @@ from isal import isal_zlib
 from astroclip_dist.data.index import ARRAY_MEMBERS, MEMBERS, encode_index
 from astroclip_dist.errors import StorageError
 from shards.sample import Sample, encode_metadata
-from shards.scratch import open_locked
 from shards.stored_sample import StoredSample
+from shards.writing.scratch import open_locked
 
 Buffer = bytes | memoryview
 

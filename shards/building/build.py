@@ -19,23 +19,9 @@ from astroclip_dist.data.manifest import MANIFEST_NAME, Manifest, Split, read_ma
 from astroclip_dist.errors import DataError, StorageError
 from astroclip_dist.progress import with_progress
 from astroclip_dist.store import Store
-from shards.contact_sheet import CONTACT_SHEET_NAME, GALAXIES_ON_SHEET, draw_contact_sheet
-from shards.dataset_folder import (
-    SourceFacts,
-    check_shard_size,
-    full_fractions,
-    make_manifest,
-    put_manifest,
-    refuse_dataset,
-    remove_shards,
-    shard_files,
-)
-from shards.defaults import SAMPLES_PER_SHARD
-from shards.executors import Workers
-from shards.layout import Layout
-from shards.plan import Duplicates, Plan, ShardPlan, Tally
-from shards.reading import first_samples
-from shards.receipt import (
+from shards.building.executors import Workers
+from shards.building.plan import Duplicates, Plan, ShardPlan, Tally
+from shards.building.receipt import (
     Receipt,
     Settings,
     fingerprint,
@@ -45,9 +31,23 @@ from shards.receipt import (
     refuse_other_settings,
     remove_receipts,
 )
-from shards.scratch import remove_abandoned
-from shards.shard_task import BuildShard
+from shards.building.shard_task import BuildShard
+from shards.defaults import SAMPLES_PER_SHARD
+from shards.layout import Layout
+from shards.showing.contact_sheet import CONTACT_SHEET_NAME, GALAXIES_ON_SHEET, draw_contact_sheet
 from shards.source import Origin
+from shards.stored.reading import first_samples
+from shards.writing.dataset_folder import (
+    SourceFacts,
+    check_shard_size,
+    full_fractions,
+    make_manifest,
+    put_manifest,
+    refuse_dataset,
+    remove_shards,
+    shard_files,
+)
+from shards.writing.scratch import remove_abandoned
 
 SKIPPED_NAME = "skipped.jsonl"
 

@@ -18,8 +18,11 @@ from astroclip_dist.data.manifest import (
 )
 from astroclip_dist.errors import DataError, StorageError
 from astroclip_dist.store import Store
-from shards.band_moments import BandMoments, MomentsOfImages
-from shards.dataset_folder import (
+from shards.defaults import SAMPLES_PER_SHARD
+from shards.layout import Layout
+from shards.sample import Sample
+from shards.writing.band_moments import BandMoments, MomentsOfImages
+from shards.writing.dataset_folder import (
     SourceFacts,
     check_shard_size,
     full_fractions,
@@ -30,12 +33,9 @@ from shards.dataset_folder import (
     remove_shards,
     shard_name,
 )
-from shards.defaults import SAMPLES_PER_SHARD
-from shards.layout import Layout
-from shards.open_shard import OpenShard
-from shards.sample import Sample
-from shards.scratch import scratch_tar
-from shards.seen_keys import SeenKeys
+from shards.writing.open_shard import OpenShard
+from shards.writing.scratch import scratch_tar
+from shards.writing.seen_keys import SeenKeys
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +43,9 @@ log = logging.getLogger(__name__)
 class ShardWriter:
     """Writes one dataset to a URL; use as a context manager, and end with :meth:`finish`.
 
-    For samples that Python makes in their order; survey files are built by :func:`shards.build.build`. Leaving the
-    ``with`` block without :meth:`finish` removes what was written. A killed process leaves shards but no manifest: the
-    next build at the same URL removes them.
+    For samples that Python makes in their order; survey files are built by :func:`shards.building.build.build`.
+    Leaving the ``with`` block without :meth:`finish` removes what was written. A killed process leaves shards but no
+    manifest: the next build at the same URL removes them.
 
     Args:
         url: folder of the dataset; it must not hold one yet.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from shards.build_command import add_division, add_output, split_fractions, workers
+from shards.commands.build_command import add_division, add_output, split_fractions, workers
 
 
 def add_parser(commands: Any) -> None:
@@ -24,9 +24,9 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Reshard, and say what is there now."""
     from astroclip_dist.store import normalize_url
-    from shards.build import build
-    from shards.info import print_summary, summarize
-    from shards.stored_datasets import StoredDatasets
+    from shards.building.build import build
+    from shards.showing.info import print_summary, summarize
+    from shards.stored.stored_datasets import StoredDatasets
 
     datasets = StoredDatasets(args.datasets)
     manifest = build(
