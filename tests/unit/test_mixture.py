@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -15,7 +16,7 @@ from astroclip_dist.data.mixture import Mixture, order_of
 from astroclip_dist.data.order import Cursor
 from astroclip_dist.data.stream import Stream
 from astroclip_dist.data.window import needs
-from astroclip_dist.errors import ConfigError
+from astroclip_dist.errors import ConfigError, DataError
 from shards.writing.writer import ShardWriter
 from tests.random_survey import IMAGE, SPECTRUM, random_sample
 
@@ -125,3 +126,20 @@ def test_epochs_of_the_draws_are_the_datasets_own(urls: list[str]) -> None:
             for place in zip(batch.keys, batch.epochs.tolist(), strict=True):
                 assert place not in seen
                 seen.add(place)
+
+
+def test_images_alone_may_lie_beside_pairs_where_only_images_are_read(urls: list[str], tmp_path: Path) -> None:
+    with ShardWriter(
+        str(tmp_path), IMAGE, None, False, {"kind": "images"}, samples_per_shard=10, split_fractions={"train": 1.0}
+    ) as writer:
+        for number in range(30):
+            sample = random_sample(f"alone-{number}")
+            writer.add(replace(sample, spectrum=None, ivar=None))
+        writer.finish()
+    dataset = Dataset.open([urls[0], str(tmp_path)], ["train"])
+    order = order_of(dataset, seed=5, lanes=4, global_batch=24, window_shards=2)
+    with Stream(dataset, order, ["image"], rank=0, world_size=1, cursor=Cursor()) as stream:
+        keys = {key for batch in islice(stream, order.steps_per_epoch) for key in batch.keys}
+    assert {key.split("-")[0] for key in keys} == {"large", "alone"}
+    with pytest.raises(DataError, match=r"spectrum: absent"):
+        Stream(dataset, order, ["image", "spectrum"], rank=0, world_size=1, cursor=Cursor())
