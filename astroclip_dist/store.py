@@ -7,12 +7,9 @@ environment's standard variables (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, .
 
 from __future__ import annotations
 
-import itertools
 import os
-import random
 import re
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -36,15 +33,12 @@ REFUSALS = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Expi
 
 # Where the client asks for a role's credentials when the environment has none; elsewhere than on EC2 nobody answers.
 INSTANCE_METADATA = "169.254.169.254"
+_SHORT = "It is shorter than its index says: run `astroclip shards verify` on the dataset."
 T = TypeVar("T")
 
 
 class MissingObjectError(StorageError):
     """The object asked for does not exist."""
-
-
-class UnreachableError(StorageError):
-    """The storage does not answer, or not in a way that can be used: it may when it is asked again."""
 
 
 class ShortObjectError(StorageError):
@@ -130,52 +124,23 @@ class Store:
         Raises:
             MissingObjectError, CredentialsError, StorageError
         """
-        for pause in self._pauses():
-            try:
-                return self._call(name, lambda: bytes(obstore.get(self._objects, self._key(name)).bytes()))
-            except UnreachableError:
-                if pause is None:
-                    raise
-                time.sleep(pause)
-        raise AssertionError
+        return self._call(name, lambda: bytes(obstore.get(self._objects, self._key(name)).bytes()))
 
     def read_range(self, name: str, start: int, stop: int) -> memoryview:
-        """Bytes [start, stop) of an object, without a copy. A connection cut within the body is tried again, too.
+        """Bytes [start, stop) of an object, without a copy.
 
         Raises:
             ShortObjectError: the object ends before ``stop``.
             MissingObjectError, CredentialsError, StorageError
         """
-        for pause in self._pauses():
-            try:
-                data = self._call(
-                    name, lambda: memoryview(obstore.get_range(self._objects, self._key(name), start=start, end=stop))
-                )
-                if len(data) == stop - start:
-                    return data
-            except UnreachableError:
-                if pause is None:
-                    raise
-            # Few bytes, or none: either the object is that short, which no retry mends, or the connection was.
-            size = self.version(name).size
-            if size < stop or pause is None:
-                raise ShortObjectError(
-                    self.locate(name),
-                    f"{size} bytes; asked for {start} to {stop}",
-                    "It is shorter than its index says: run `astroclip shards verify` on the dataset.",
-                )
-            time.sleep(pause)
-        raise AssertionError
-
-    def _pauses(self) -> Iterator[float | None]:
-        """Seconds to wait before each further attempt, with backoff and jitter; None once the deadline is over.
-
-        The client's own retries end where a body begins; a connection cut within the body is left to us.
-        """
-        give_up = time.monotonic() + self._deadline_s
-        for attempt in itertools.count():
-            pause = random.uniform(0, min(5.0, 0.1 * 2**attempt))
-            yield pause if time.monotonic() + pause < give_up else None
+        data = self._call(
+            name, lambda: memoryview(obstore.get_range(self._objects, self._key(name), start=start, end=stop))
+        )
+        if len(data) != stop - start:
+            raise ShortObjectError(
+                self.locate(name), f"{len(data)} bytes instead of {stop - start} at offset {start}", _SHORT
+            )
+        return data
 
     def version(self, name: str) -> ObjectVersion:
         """Size and tag of an object.
@@ -199,14 +164,16 @@ class Store:
             except OSError as error:
                 raise StorageError(self.locate(name), error.strerror, "Choose a folder that can be written.") from error
         mode: Any = "create" if create_only else "overwrite"
+        # A conditional write is one request; parts of a multipart upload cannot carry the condition.
+        write = partial(
+            obstore.put, self._objects, self._key(name), data, mode=mode, use_multipart=False if create_only else None
+        )
         try:
-            # A conditional write is one request; parts of a multipart upload cannot carry the condition.
-            self._call(
-                name,
-                lambda: obstore.put(
-                    self._objects, self._key(name), data, mode=mode, use_multipart=False if create_only else None
-                ),
-            )
+            try:
+                self._call(name, write)
+            except MissingObjectError:
+                # The end of a multipart upload, repeated after a lost answer, finds the upload gone: write it again.
+                self._call(name, write)
         except AlreadyExistsError as error:
             raise FileExistsError(self.locate(name)) from error
 
@@ -257,6 +224,8 @@ class Store:
             code = _s3_code(text)
             if code == "NoSuchBucket":
                 raise StorageError(where, "no such bucket", "Create the bucket or correct the URL.") from error
+            if code == "InvalidRange" or "StartTooLarge" in text:
+                raise ShortObjectError(where, "ends before the range asked for", _SHORT) from error
             if isinstance(error, FileNotFoundError):
                 raise MissingObjectError(where, "does not exist", "Check the URL.") from error
             if INSTANCE_METADATA in text:
@@ -273,7 +242,7 @@ class Store:
                 ) from error
             if "No space left" in text or "StorageFull" in text:
                 raise StorageError(where, "no space left on the device", "Free space or write elsewhere.") from error
-            raise UnreachableError(
+            raise StorageError(
                 where, _first_line(error), "Check the URL, AWS_ENDPOINT_URL and that the storage is up."
             ) from error
 

@@ -21,6 +21,8 @@ from astroclip_dist.data.manifest import (
 from astroclip_dist.errors import DamagedError, DataError
 from astroclip_dist.store import MissingObjectError, Store
 
+_LOOKS = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Shard:
@@ -48,13 +50,14 @@ class Shard:
         name = f"{self.entry.name}.idx"
         where = self.store.locate(name)
         mend = "Run `astroclip shards verify` on the dataset; then repair it, or build it again."
-        try:
-            data = self.store.read(name)
-            if hashlib.sha256(data).hexdigest() != self.entry.index_sha256:
-                data = self.store.read(name)  # damaged on its way, perhaps
-        except MissingObjectError as error:
-            raise DamagedError(where, "the shard's index is missing", mend) from error
-        if hashlib.sha256(data).hexdigest() != self.entry.index_sha256:
+        for _ in range(_LOOKS):  # it may be damaged on its way only
+            try:
+                data = self.store.read(name)
+            except MissingObjectError as error:
+                raise DamagedError(where, "the shard's index is missing", mend) from error
+            if hashlib.sha256(data).hexdigest() == self.entry.index_sha256:
+                break
+        else:
             raise DamagedError(where, "its sha256 is not the manifest's", mend)
         index = decode_index(data, where)
         if len(index) != self.entry.samples:

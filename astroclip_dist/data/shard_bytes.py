@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from astroclip_dist.data.freed_memory import keep_freed_memory
 from astroclip_dist.store import Store
 
 # Large enough that a request's own cost is small, small enough that a cut connection repeats little.
@@ -96,6 +97,7 @@ class Fetcher:
     """
 
     def __init__(self, requests: int) -> None:
+        keep_freed_memory()
         self._pool = ThreadPoolExecutor(requests, "request")
 
     def chunks(self, store: Store, name: str, first: int, last: int) -> list[memoryview]:
