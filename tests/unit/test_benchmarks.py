@@ -13,10 +13,13 @@ from tests.benchmarks.result import Result, interleaved, paired_ratio
 from tests.benchmarks.run_all import BEGIN, END, MEASURES, REPOSITORY, parse, table, write_into
 
 
+# One needs a server, and other projects' packages that may have to be installed first; one starts Ray.
+SLOW = ("s3_stream", "shard_build")
+
+
 @pytest.mark.parametrize(
     "name",
-    # A server, and other projects' packages that may have to be installed first.
-    [pytest.param(name, marks=pytest.mark.slow if name == "s3_stream" else ()) for name in MEASURES if name != "fuzz"],
+    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in MEASURES if name != "fuzz"],
 )
 def test_measure_ends_in_its_result(name: str) -> None:
     done = subprocess.run(

@@ -103,7 +103,7 @@ def test_the_whole_report(embeddings: str, dataset: tuple[str, Rows], tmp_path: 
     assert "they do not reach the g, r, z magnitudes" in results["verdict"]
     assert results["notes"] == []
     assert results["galaxies"]["neighbours"] + results["galaxies"]["held_out"] == len(dataset[1])
-    assert results["lineage"]["datasets"][0]["source"] == {"name": "drawn"}
+    assert results["lineage"]["datasets"][0]["source"]["name"] == "drawn"
     assert results["lineage"]["checkpoint"] in text
     assert [path.name for path in (tmp_path / "out").iterdir() if path.suffix not in (".html", ".json")] == []
 
