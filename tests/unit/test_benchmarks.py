@@ -12,7 +12,6 @@ import pytest
 from tests.benchmarks.result import Result, interleaved, paired_ratio
 from tests.benchmarks.run_all import BEGIN, END, MEASURES, REPOSITORY, parse, table, write_into
 
-
 # One needs a server, and other projects' packages that may have to be installed first; one starts Ray.
 SLOW = ("s3_stream", "shard_build")
 
