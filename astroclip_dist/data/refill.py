@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
+from astroclip_dist.data.dataset import Shard
 from astroclip_dist.data.mixture import SampleOrder
 from astroclip_dist.data.order import Window
 from astroclip_dist.data.quarantine import BadData, Quarantine
@@ -24,12 +25,13 @@ class PlaceFiller:
         order: of the run.
         load: loads any window of a component, outside of the memory budget: only where a whole window is unreadable.
         quarantine: where bad samples and shards go; None: the first one is an error.
+        rank: for the quarantine's records.
     """
 
     def __init__(
-        self, order: SampleOrder, load: Callable[[Window, int], LoadedWindow], quarantine: Quarantine | None
+        self, order: SampleOrder, load: Callable[[Window, int], LoadedWindow], quarantine: Quarantine | None, rank: int
     ) -> None:
-        self._order, self._load, self._quarantine = order, load, quarantine
+        self._order, self._load, self._quarantine, self._rank = order, load, quarantine, rank
         self._lock = threading.Lock()
         self._elsewhere: LoadedWindow | None = None
 
@@ -46,7 +48,7 @@ class PlaceFiller:
         for loaded, at in self._candidates(window, place):
             piece, shard, row = loaded.at(at)
             if isinstance(piece, DamagedError):
-                self._put_aside(BadData(shard.url, "", shard.entry.samples, str(piece)), piece)
+                self._put_aside(shard, "", shard.entry.samples, loaded, piece)
                 continue
             key = piece.index.keys[row]
             if self._quarantine and (shard.url, key) in self._quarantine:
@@ -54,7 +56,7 @@ class PlaceFiller:
             try:
                 piece.read_arrays(row, slots)
             except DamagedError as error:
-                self._put_aside(BadData(shard.url, key, 1, str(error)), error)
+                self._put_aside(shard, key, 1, loaded, error)
                 continue
             return key
         raise DataError(
@@ -77,7 +79,8 @@ class PlaceFiller:
                 self._elsewhere = self._load(window, component)
             return self._elsewhere
 
-    def _put_aside(self, bad: BadData, error: DamagedError) -> None:
+    def _put_aside(self, shard: Shard, key: str, samples: int, window: LoadedWindow, error: DamagedError) -> None:
         if self._quarantine is None:
             raise error
-        self._quarantine.add(bad)
+        why = f"rank {self._rank}, lane {window.need.lane}, {error}"
+        self._quarantine.add(BadData(shard.url, key, samples, why))

@@ -129,7 +129,7 @@ class Stream:
         cache = reading.cache
         self._cache = ShardCache(cache.folder, cache.limit, self._fetcher) if cache else None
         self._quarantine = quarantine
-        self._filler = PlaceFiller(order, self._load, quarantine)
+        self._filler = PlaceFiller(order, self._load, quarantine, rank)
         self._memory = BatchMemory()
         self._loaders = ThreadPoolExecutor(_LOADERS, "load")
         self._fillers, self._threads = ThreadPoolExecutor(reading.threads, "fill"), reading.threads

@@ -54,13 +54,6 @@ def others_of_lane(order: Order, window: Window) -> list[Window]:
     return windows[window.number + 1 :] + windows[: window.number]
 
 
-class Row(NamedTuple):
-    """A sample of a loaded window."""
-
-    piece: LoadedPiece
-    row: int
-
-
 @dataclass
 class LoadedWindow:
     """A window whose pieces can be read, but for those that turned out damaged.
