@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 GALAXIES ?= 3000
 
+# Without stored bytecode every process would compile all that it imports: ten seconds for torch, Ray and MLflow.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup demo test test-all lint bench clean
 .DEFAULT_GOAL := help
 
