@@ -9,6 +9,7 @@ fork and nothing to send between processes.
 from __future__ import annotations
 
 import atexit
+import itertools
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -97,6 +98,7 @@ class Stream:
         members: what the objective needs, of ``image``, ``spectrum``, ``ivar``.
         rank, world_size: which lanes are read; the world size divides the lanes.
         cursor: the first step.
+        steps: how many will be asked for; nothing is fetched for later ones. None: endless.
         reading: threads, memory and cache; never changes the samples.
         quarantine: where damaged samples and shards are put aside, others filling their places; None: the first
             damaged one is an error.
@@ -114,11 +116,13 @@ class Stream:
         rank: int,
         world_size: int,
         cursor: Cursor,
+        steps: int | None = None,
         reading: Reading = Reading(),  # noqa: B008 (it cannot change)
         quarantine: Quarantine | None = None,
     ) -> None:
         self.dataset, self.order, self.members, self.rank = dataset, order, tuple(members), rank
         lanes = order.lanes // world_size
+        self._steps = steps
         self._lanes = range(rank * lanes, (rank + 1) * lanes)
         self._samples = lanes * order.samples_per_lane_step
         check_cache(dataset, order, lanes, reading)
@@ -151,9 +155,10 @@ class Stream:
         return self
 
     def __next__(self) -> Batch:
-        """The next batch; endless, epoch after epoch.
+        """The next batch, epoch after epoch.
 
         Raises:
+            StopIteration: after the last of ``steps``.
             DataError, StorageError: with the URL, shard, sample, lane and rank.
         """
         item = self._queue.get()
@@ -188,8 +193,11 @@ class Stream:
 
     def _load_ahead(self, cursor: Cursor) -> None:
         """Load windows in the order in which they are needed, as far ahead as the budget allows."""
+        first = cursor.epoch * self.order.steps_per_epoch + cursor.step
         try:
             for need in needs(self.order, self._lanes, cursor):
+                if self._steps is not None and need.step >= first + self._steps:
+                    return
                 size = window_bytes(self.dataset.groups[need.component], need.window) if self._in_memory else 0
                 if not self._budget.take(size):
                     return
@@ -223,9 +231,12 @@ class Stream:
 
     def _fill_ahead(self, cursor: Cursor) -> None:
         try:
-            while not self._stopped.is_set():
+            for number in itertools.count():
+                if self._stopped.is_set() or number == self._steps:
+                    break
                 self._offer(self._assemble(cursor))
                 cursor = self.order.next(cursor)
+            self._offer(StopIteration())
         except BaseException as error:  # handed to the training thread, which raises it
             self._offer(error)
 

@@ -118,6 +118,7 @@ class _Training:
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
             cursor=progress.cursor,
+            steps=self.total_steps - progress.step,
             reading=self.config.reading,
             quarantine=self.quarantine.local,
         ) as stream:

@@ -109,6 +109,15 @@ def test_any_cursor_continues_exactly(url: str, step: int) -> None:
         assert np.array_equal(before.members["image"], after.members["image"])
 
 
+@pytest.mark.parametrize("steps", [1, 7, 15])
+def test_a_stream_ends_after_the_steps_that_were_asked_for(url: str, steps: int) -> None:
+    dataset = Dataset.open([url], ["train"])
+    order = Order(dataset.shard_samples, seed=3, lanes=LANES, global_batch=GLOBAL_BATCH, window_shards=2)
+    with Stream(dataset, order, ["image"], rank=0, world_size=1, cursor=Cursor(0, 4), steps=steps) as stream:
+        keys = [batch.keys for batch in stream]
+    assert keys == [batch.keys for batch in read(url, steps, cursor=Cursor(0, 4))]
+
+
 def test_every_sample_once_an_epoch(url: str) -> None:
     batches = [batch for batch in read(url, 9) if batch.cursor.epoch == 0]
     keys = [key for batch in batches for key in batch.keys]
