@@ -53,11 +53,15 @@ class Quarantine:
     def add(self, bad: BadData) -> bool:
         """Put something aside; False when it was already."""
         with self._lock:
-            if (bad.shard, bad.key) in self:
+            if (bad.shard, bad.key) in self._known:
                 return False
             self._known[bad.shard, bad.key] = bad
             self.samples += bad.samples
             return True
+
+    def unknown_to(self, other: Quarantine) -> list[BadData]:
+        """What is put aside here and not, under the very same name, in another quarantine."""
+        return [bad for bad in self if (bad.shard, bad.key) not in other._known]
 
     def encode(self) -> bytes:
         """One JSON object a line, in a fixed order."""

@@ -19,7 +19,7 @@ from astroclip_dist.data.npy import parse_header
 from astroclip_dist.data.order import Piece
 from astroclip_dist.data.shard_bytes import FetchedBytes, Fetcher, FileBytes, RemoteBytes, ShardBytes
 from astroclip_dist.data.shard_cache import ShardCache
-from astroclip_dist.errors import DamagedError, DataError
+from astroclip_dist.errors import DamagedError, DataError, StorageError
 from astroclip_dist.store import MissingObjectError, ShortObjectError
 
 # What lies between the members of a sample that are read together (tar headers, a member that nobody asked for).
@@ -126,7 +126,10 @@ class LoadedPiece:
         end: int,
         buffers: list[memoryview],
     ) -> None:
-        got = source.read_into(begin, buffers)
+        try:
+            got = source.read_into(begin, buffers)
+        except OSError as error:  # a bad sector
+            raise self._damaged(slots[0].member, row, f"cannot be read ({error.strerror})") from error
         if got == end - begin:
             return
         for slot in slots:
@@ -204,8 +207,8 @@ def _open(
         raise DamagedError(shard.url, "the tar is missing", _MEND) from error
     except ShortObjectError as error:
         raise DamagedError(shard.url, error.value, _MEND) from error
-    except OSError as error:
-        raise DamagedError(shard.url, error.strerror, _MEND) from error
+    except OSError as error:  # no rights, too many open files: not the data's fault
+        raise StorageError(shard.url, error.strerror, "Check the disk, its rights and the limits.") from error
 
 
 @lru_cache(maxsize=64)

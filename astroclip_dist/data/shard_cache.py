@@ -59,24 +59,23 @@ class ShardCache:
         """
         version = shard.store.version(shard.tar_name)
         name = hashlib.sha256(f"{shard.url}\n{version.tag}".encode()).hexdigest()
-        copy, partial = self.folder / f"{name}.tar", self.folder / f"{name}.partial"
+        try:
+            return self._open(shard, version.size, self.folder / f"{name}.tar", self.folder / f"{name}.partial")
+        except OSError as error:
+            raise self._disk_error(error) from error
+
+    def _open(self, shard: Shard, size: int, copy: Path, partial: Path) -> FileBytes:
         while True:
-            if (found := _open_copy(copy, version.size)) is not None:
+            if (found := _open_copy(copy, size)) is not None:
                 return found
             with _locked_new_file(partial) as descriptor:
                 # Who waited for another process's download finds its copy in the next round.
                 if descriptor is not None and not copy.exists():
-                    self._reserve(descriptor, version.size)
-                    self._download(shard, version.size, descriptor)
+                    self._reserve(descriptor, size)
+                    self._fetcher.download(shard.store, shard.tar_name, size, descriptor)
                     partial.rename(copy)
             if descriptor is None:
                 time.sleep(_POLL_S)
-
-    def _download(self, shard: Shard, size: int, descriptor: int) -> None:
-        try:
-            self._fetcher.download(shard.store, shard.tar_name, size, descriptor)
-        except OSError as error:
-            raise self._disk_error(error) from error
 
     def _reserve(self, descriptor: int, size: int) -> None:
         """Give the file its full size, after removing as many unused copies as that takes."""
@@ -84,10 +83,7 @@ class ShardCache:
         while True:
             with _folder_lock(self.folder):
                 if self._make_room(size):
-                    try:
-                        os.posix_fallocate(descriptor, 0, size)
-                    except OSError as error:
-                        raise self._disk_error(error) from error
+                    os.posix_fallocate(descriptor, 0, size)
                     return
             if size > self.limit or time.monotonic() > give_up:
                 raise StorageError(

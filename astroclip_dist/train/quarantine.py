@@ -56,7 +56,7 @@ class RunQuarantine:
             DataError: more than the budget was put aside.
         """
         found: list[list[BadData]] = [[]] * self._ranks.world_size
-        dist.all_gather_object(found, [bad for bad in self.local if (bad.shard, bad.key) not in self._told])
+        dist.all_gather_object(found, self.local.unknown_to(self._told))
         new = [bad for part in found for bad in part if self._told.add(bad)]
         for bad in new:
             self.local.add(bad)

@@ -136,4 +136,9 @@ def test_a_quarantine_counts_samples_and_knows_whole_shards() -> None:
     assert ("b.tar", "any") in quarantine
     assert ("a.tar", "k2") not in quarantine
     assert quarantine.samples == 21
+    # What two ranks found, a sample here and its whole shard there, is the same in the end, in whatever order.
+    sample, shard = BadData("c.tar", "k", 1, "x"), BadData("c.tar", "", 20, "y")
+    first, second = Quarantine([sample, shard]), Quarantine([shard, sample])
+    assert len(first) == len(second) == 2
+    assert not first.unknown_to(second)
     assert Quarantine.decode(quarantine.encode()).encode() == quarantine.encode()
