@@ -1,4 +1,5 @@
-"""How parameters are laid over ranks. One class an engine, told apart by ``name``."""
+"""How parameters are laid over ranks. One class an engine, told apart by ``name``. None of it changes what is computed,
+but for rounding."""
 
 from __future__ import annotations
 
@@ -11,26 +12,35 @@ from astroclip_dist.config.strict import Section
 Precision = Literal["fp32", "bf16"]
 
 
-class DdpEngine(Section):
+class _EngineOptions(Section):
+    precision: Precision = "fp32"
+    recompute: Literal["none", "selective", "full"] = Field(
+        default="none", description="activations computed again in backward: none, all but matrix products, all"
+    )
+    compile: bool = Field(default=False, description="torch.compile of each transformer block")
+
+
+class DdpEngine(_EngineOptions):
     """Every rank holds all parameters; gradients are averaged."""
 
     name: Literal["ddp"] = "ddp"
-    precision: Precision = "fp32"
 
 
-class FsdpEngine(Section):
+class FsdpEngine(_EngineOptions):
     """Parameters, gradients and optimizer state sharded over ranks, block by block (FSDP2)."""
 
     name: Literal["fsdp"] = "fsdp"
-    precision: Precision = "fp32"
+    reshard_after_forward: bool = Field(
+        default=True, description="free a block's parameters until backward; off: more memory, one gather less"
+    )
+    prefetch: int = Field(default=1, ge=0, description="blocks gathered ahead of the one that computes")
 
 
-class DeepSpeedEngine(Section):
+class DeepSpeedEngine(_EngineOptions):
     """DeepSpeed ZeRO: 1 shards the optimizer state, 2 the gradients too, 3 the parameters too."""
 
     name: Literal["deepspeed"] = "deepspeed"
     zero_stage: Literal[1, 2, 3] = 2
-    precision: Precision = "fp32"
 
 
 Engine = Annotated[DdpEngine | FsdpEngine | DeepSpeedEngine, Field(discriminator="name")]

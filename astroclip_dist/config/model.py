@@ -45,6 +45,7 @@ class ImageEncoder(TransformerSize):
     stretch: Stretch = "rgb"
     zscore: BandScale | None = Field(default=None, description="for stretch zscore: of the training split")
     layer_scale: float | None = 1e-5
+    registers: int = Field(default=0, ge=0, description="tokens without a patch (Darcet et al. 2024)")
 
     @model_validator(mode="after")
     def _patches_fill_crop(self) -> Self:
@@ -72,6 +73,7 @@ class SpectrumEncoder(TransformerSize):
     heads: int = 6
     slice_size: int = Field(default=20, gt=0, description="wavelength bins in a token")
     slice_stride: int = Field(default=10, gt=0, description="bins from one token's start to the next's")
+    class_token: bool = Field(default=False, description="a token in front that stands for the whole spectrum")
     ivar_aware: bool = Field(default=False, description="bins of zero inverse variance count for nothing")
     weighted_mean: bool = Field(default=False, description="with ivar_aware: the mean is weighted by it")
 
@@ -103,3 +105,12 @@ class CrossAttentionHead(Section):
         if self.embedding % self.heads:
             raise ConfigError("heads", self.heads, f"It must divide embedding = {self.embedding}.")
         return self
+
+
+class PrototypeHead(Section):
+    """Projection to the prototypes that student and teacher agree on (DINO, Caron et al. 2021)."""
+
+    layers: int = Field(default=3, gt=0, description="linear layers before the prototypes")
+    hidden: int = Field(default=2048, gt=0)
+    bottleneck: int = Field(default=256, gt=0)
+    prototypes: int = Field(default=65_536, gt=0)

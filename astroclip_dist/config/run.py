@@ -13,16 +13,8 @@ from astroclip_dist.config.engine import DdpEngine, Engine
 from astroclip_dist.config.objective import ClipAlignment, Objective
 from astroclip_dist.config.strict import Section
 from astroclip_dist.config.units import Bytes, Length, Seconds, TrainingLength
-from astroclip_dist.errors import ConfigError, StorageError
-from astroclip_dist.store import normalize_url
-
-
-def _absolute(url: str) -> str:
-    """Workers may run in another folder, or on another machine: a path is made absolute where it was written."""
-    try:
-        return normalize_url(url)
-    except StorageError as error:
-        raise ValueError(error.mend) from error
+from astroclip_dist.config.url import Url
+from astroclip_dist.errors import ConfigError
 
 
 def _one_or_more(data: Any) -> Any:
@@ -34,9 +26,6 @@ def _tracking_uri(uri: str) -> str:
         raise ValueError("give the password in MLFLOW_TRACKING_PASSWORD: the configuration is stored and logged")
     scheme, separator, path = uri.partition(":///")
     return f"sqlite:///{Path(path).resolve()}" if separator and scheme == "sqlite" else uri
-
-
-Url = Annotated[str, AfterValidator(_absolute)]
 
 
 class WeightedDataset(Section):
@@ -78,13 +67,21 @@ class Reading(Section):
 
 
 class Optimizer(Section):
-    """AdamW with linear warm-up and cosine decay."""
+    """AdamW; the rate warms up linearly and decays as a cosine, and so does the weight decay, if it changes."""
 
     lr: float = Field(gt=0)
     final_lr: float = Field(default=0.0, ge=0)
     warmup: Length = TrainingLength(0, "steps")
+    decay_over: Length | None = Field(
+        default=None, description="steps at which the cosines end; the run's length if unset"
+    )
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(default=0.05, ge=0)
+    final_weight_decay: float | None = Field(default=None, ge=0, description="reached as a cosine; constant if unset")
+    layer_decay: float = Field(
+        default=1.0, gt=0, le=1, description="each block's rate over that of the block after it (Clark et al. 2020)"
+    )
+    embedding_lr: float = Field(default=1.0, gt=0, description="further factor on the rate of the input embedding")
     clip_norm: float | None = Field(default=1.0, gt=0)
 
 

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from astroclip_dist.config.model import TransformerSize
+from astroclip_dist.models.initial import Rule, constant
+from astroclip_dist.models.sequences import Packing
+
+Recompute = Literal["none", "selective", "full"]
+# Which sequences a residual branch is computed for: for each branch (attention, MLP), for each group of the packing,
+# (k,) int64. None: all.
+Kept = Sequence[Sequence[Tensor]]
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention, (n, tokens, width) to the same."""
+    """Multi-head self-attention within each sequence of packed tokens, (rows, width) to the same."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -18,17 +29,26 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        query, key, value = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        return self.out(mixed.transpose(1, 2).flatten(-2))
+    def forward(self, tokens: Tensor, packing: Packing) -> Tensor:
+        mixed = []
+        for group in packing.split(self.qkv(tokens)):
+            query, key, value = group.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            attended = F.scaled_dot_product_attention(query, key, value)
+            mixed.append(attended.transpose(1, 2).flatten(2).flatten(0, 1))
+        return self.out(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
+
+    @torch.no_grad()
+    def weights(self, tokens: Tensor) -> Tensor:
+        """How much each token of (n, tokens, width) attends to each other: (n, heads, tokens, tokens)."""
+        query, key, _ = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(dim=-1)
 
 
 class Mlp(nn.Sequential):
-    """Two linear layers with a GELU between; optional dropout after the GELU."""
+    """Two linear layers with a GELU between."""
 
-    def __init__(self, width: int, hidden: int, dropout: float = 0.0) -> None:
-        super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width))
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
 
 class LayerScale(nn.Module):
@@ -37,14 +57,22 @@ class LayerScale(nn.Module):
     def __init__(self, width: int, initial: float) -> None:
         super().__init__()
         self.initial = initial
-        self.factor = nn.Parameter(torch.full((width,), initial))
+        self.factor = nn.Parameter(torch.empty(width))
+
+    def initial_values(self) -> dict[str, Rule]:
+        return {"factor": constant(self.initial)}
 
     def forward(self, tokens: Tensor) -> Tensor:
         return tokens * self.factor
 
 
 class Block(nn.Module):
-    """Attention and MLP, each normalised before and added after."""
+    """Attention and MLP, each normalised before and added after.
+
+    Attributes:
+        recompute: which activations are computed again in backward instead of kept: ``full`` keeps the block's input
+            alone, ``selective`` also the results of matrix products and attention.
+    """
 
     def __init__(self, size: TransformerSize, layer_scale: float | None = None) -> None:
         super().__init__()
@@ -59,16 +87,56 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, round(width * size.mlp_ratio))
         self.mlp_scale = scale()
+        self.recompute: Recompute = "none"
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + self.attention_scale(self.attention(self.attention_norm(tokens)))
-        return tokens + self.mlp_scale(self.mlp(self.mlp_norm(tokens)))
+    def forward(self, tokens: Tensor, packing: Packing, kept: Kept | None = None) -> Tensor:
+        """(rows, width) to the same; with ``kept``, branches are added only to those sequences, scaled up so that the
+        expectation stays (stochastic depth that saves the work, Oquab et al. 2023, section 5)."""
+        if self.recompute == "none" or not torch.is_grad_enabled():
+            return self._compute(tokens, packing, kept)
+        contexts = {"context_fn": _keep_products} if self.recompute == "selective" else {}
+        # Nothing in a block draws random numbers, so there is no generator state to keep.
+        return checkpoint(
+            self._compute, tokens, packing, kept, use_reentrant=False, preserve_rng_state=False, **contexts
+        )
+
+    def _compute(self, tokens: Tensor, packing: Packing, kept: Kept | None) -> Tensor:
+        def attend(rows: Tensor, packing: Packing) -> Tensor:
+            return self.attention_scale(self.attention(self.attention_norm(rows), packing))
+
+        def mix(rows: Tensor, packing: Packing) -> Tensor:
+            return self.mlp_scale(self.mlp(self.mlp_norm(rows)))
+
+        attention_kept, mlp_kept = kept or (None, None)
+        tokens = _add_branch(tokens, packing, attend, attention_kept)
+        return _add_branch(tokens, packing, mix, mlp_kept)
 
 
-def init_linear(module: nn.Module, std: float) -> None:
-    """Truncated-normal weights (cut at two sigma) and zero biases for every linear layer below ``module``."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear):
-            nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+def _add_branch(
+    tokens: Tensor, packing: Packing, branch: Callable[[Tensor, Packing], Tensor], kept: Sequence[Tensor] | None
+) -> Tensor:
+    if kept is None:
+        return tokens + branch(tokens, packing)
+    subset, rows = packing.subset(kept)
+    added = branch(tokens.index_select(0, rows), subset)
+    scaled = [
+        part * (count / chosen)
+        for part, (count, _), (chosen, _) in zip(added.split(subset.rows), packing.groups, subset.groups, strict=True)
+    ]
+    return tokens.index_add(0, rows, torch.cat(scaled).to(tokens.dtype))
+
+
+def _keep_products() -> Any:
+    kept = {
+        torch.ops.aten.mm.default,
+        torch.ops.aten.addmm.default,
+        torch.ops.aten._scaled_dot_product_flash_attention.default,
+        torch.ops.aten._scaled_dot_product_efficient_attention.default,
+        torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    }
+
+    def policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        return CheckpointPolicy.MUST_SAVE if operation in kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(policy)

@@ -13,6 +13,7 @@ from astroclip_dist.config.objective import ClipAlignment
 from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.models.attention_pool import AttentionPool
 from astroclip_dist.models.image_encoder import ImageTransformer
+from astroclip_dist.models.initial import Rule, constant
 from astroclip_dist.models.spectrum_encoder import SpectrumTransformer
 
 
@@ -29,29 +30,36 @@ class TwoTower(nn.Module):
             self.spectrum_encoder = SpectrumTransformer(config.spectrum, spectrum.size)
             self.spectrum_head = AttentionPool(config.head, config.spectrum.width)
         # One element rather than none: FSDP shards parameters along their first dimension.
-        self.log_logit_scale = nn.Parameter(
-            torch.tensor([math.log(config.logit_scale)]), requires_grad=config.learn_logit_scale
-        )
+        self.log_logit_scale = nn.Parameter(torch.empty(1), requires_grad=config.learn_logit_scale)
+        self._initial_scale = config.logit_scale
         self.freeze_backbones = config.freeze_backbones
         if config.freeze_backbones:
             for part in self.children():
                 part.requires_grad_(isinstance(part, AttentionPool))
 
-    def forward(self, images: Tensor | None, spectra: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    def initial_values(self) -> dict[str, Rule]:
+        return {"log_logit_scale": constant(math.log(self._initial_scale))}
+
+    def forward(
+        self, images: Tensor | None, spectra: Tensor | None, keys: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """Embeddings of a batch; a modality that is not given is not computed.
 
         Args:
             images: (n, bands, crop, crop), stretched.
             spectra: (n, tokens, slice_size + 2).
+            keys: (n,) int64, of the galaxies in their epoch, for dropout.
 
         Returns:
             (n, embedding) float32 unit vectors of images and of spectra, and the logit scale, (1,).
         """
-        image = None if images is None else self._embed(self.image_encoder, self.image_head, images)
-        spectrum = None if spectra is None else self._embed(self.spectrum_encoder, self.spectrum_head, spectra)
+        image = None if images is None else self._embed(self.image_encoder, self.image_head, images, keys)
+        # Another key, so that the two heads do not drop the same units.
+        other = None if keys is None else ~keys
+        spectrum = None if spectra is None else self._embed(self.spectrum_encoder, self.spectrum_head, spectra, other)
         return image, spectrum, self.log_logit_scale.exp()
 
-    def _embed(self, encoder: nn.Module, head: nn.Module, inputs: Tensor) -> Tensor:
+    def _embed(self, encoder: nn.Module, head: nn.Module, inputs: Tensor, keys: Tensor | None) -> Tensor:
         with torch.no_grad() if self.freeze_backbones else nullcontext():
             tokens = encoder(inputs)
-        return F.normalize(head(tokens).float(), dim=-1)
+        return F.normalize(head(tokens, keys).float(), dim=-1)

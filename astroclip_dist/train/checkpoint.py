@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,8 +56,13 @@ def checkpoint_name(step: int) -> str:
     return f"{FOLDER}/step-{step:09d}"
 
 
-def save(run: Store, engine: Engine, progress: Progress, keep_last: int) -> str:
+def save(
+    run: Store, engine: Engine, progress: Progress, keep_last: int, beside: Mapping[str, Tensor] | None = None
+) -> str:
     """Save the whole state; called by all ranks together. ``latest`` moves only when the checkpoint is complete.
+
+    Args:
+        beside: what the objective keeps outside of the engine's module, the same on all ranks.
 
     Returns:
         The checkpoint's name in the run folder.
@@ -68,17 +73,20 @@ def save(run: Store, engine: Engine, progress: Progress, keep_last: int) -> str:
     name = checkpoint_name(progress.step)
     about = {**progress.about(), "world_size": engine.ranks.world_size}
     with _errors_of_ranks():
-        dcp.save(engine.state(), storage_writer=CheckpointWriter(run.join(name), about))
+        dcp.save(_whole_state(engine, beside), storage_writer=CheckpointWriter(run.join(name), about))
     if engine.ranks.is_first:
         run.put(LATEST, json.dumps({"checkpoint": name}).encode())
         _prune(run, name, keep_last)
     return name
 
 
-def restore(run: Store, engine: Engine) -> Progress | None:
+def restore(run: Store, engine: Engine, beside: Mapping[str, Tensor] | None = None) -> Progress | None:
     """Load the newest checkpoint that is whole; called by all ranks together.
 
     A damaged one is named in the log and the one before it is taken.
+
+    Args:
+        beside: as in ``save``; the tensors are written into.
 
     Returns:
         The progress it was saved at; None for a run without a checkpoint.
@@ -92,7 +100,7 @@ def restore(run: Store, engine: Engine) -> Progress | None:
         try:
             reader = CheckpointReader(run.join(name))
             with _errors_of_ranks():
-                dcp.load(engine.state(), storage_reader=reader)
+                dcp.load(_whole_state(engine, beside), storage_reader=reader)
         except DataError as error:
             if engine.ranks.is_first:
                 log.error("%s cannot be used, taking the one before: %s", run.locate(name), error)
@@ -148,6 +156,10 @@ def complete_checkpoints(run: Store) -> list[str]:
     """Names of the checkpoints whose manifest is there, oldest first."""
     ending = f"/{MANIFEST_NAME}"
     return sorted(entry.name.removesuffix(ending) for entry in run.list(FOLDER) if entry.name.endswith(ending))
+
+
+def _whole_state(engine: Engine, beside: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    return engine.state() | {f"objective.{name}": tensor for name, tensor in (beside or {}).items()}
 
 
 def _prune(run: Store, newest: str, keep_last: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -69,7 +69,7 @@ class Journal:
                 self._ranks.world_size,
             )
 
-    def step(self, progress: Progress, terms: dict[str, float | Tensor], waited_s: float, took_s: float) -> None:
+    def step(self, progress: Progress, terms: Mapping[str, float | Tensor], waited_s: float, took_s: float) -> None:
         """One step: its terms, how long the loop waited for data, how long it took in all (seconds)."""
         self._waited_s += waited_s
         self._took_s += took_s

@@ -6,27 +6,28 @@ import logging
 import math
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from astroclip_dist.config import RunConfig
+from astroclip_dist.config.schedule import Cosine, RunSteps, WarmupCosine
 from astroclip_dist.data.dataset import Dataset
-from astroclip_dist.data.draws import stream_key
 from astroclip_dist.data.mixture import SampleOrder, order_of
 from astroclip_dist.data.quarantine import BadData
 from astroclip_dist.data.stream import Stream
 from astroclip_dist.errors import ConfigError, DataError
 from astroclip_dist.objectives import Objective, build_objective
-from astroclip_dist.parallel.engines import Engine, build_engine
+from astroclip_dist.parallel.engines import Engine, StepRates, build_engine
 from astroclip_dist.parallel.process_group import Ranks, join, leave
 from astroclip_dist.store import Store
-from astroclip_dist.train.checkpoint import Progress, restore, save
+from astroclip_dist.train.checkpoint import Progress, complete_checkpoints, restore, save
 from astroclip_dist.train.failure import failing_together
 from astroclip_dist.train.journal import Journal
+from astroclip_dist.train.pretrained import pretrained_values
 from astroclip_dist.train.quarantine import RunQuarantine
-from astroclip_dist.train.schedule import WarmupCosine
 from astroclip_dist.train.weights import export_weights
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class _Outcome:
 
     loss: float
     gradient_norm: float
-    terms: dict[str, Tensor]
+    terms: dict[str, Tensor | float]
     quarantined: list[BadData]
 
     @property
@@ -88,22 +89,25 @@ class _Training:
         )
         budget = int(config.health.quarantine_budget * self.dataset.shard_samples.sum())
         self.quarantine = RunQuarantine(self.store, ranks, budget)
-        length = (batch.global_size, self.order.steps_per_epoch)
-        self.total_steps = config.length.steps(*length)
-        self.save_every = config.checkpoint.every.steps(*length)
-        warmup = config.optimizer.warmup.steps(*length) if config.optimizer.warmup.amount else 0
-        self.lr = WarmupCosine(config.optimizer.lr, config.optimizer.final_lr, warmup, self.total_steps)
-        self.objective: Objective = build_objective(config, self.dataset, ranks.device)
-        torch.manual_seed(config.seed)
-        self.engine: Engine = build_engine(config, ranks, self.objective.build())
+        length = config.length.steps(batch.global_size, self.order.steps_per_epoch)
+        self.steps = RunSteps(length, self.order.steps_per_epoch, batch.global_size)
+        self.save_every = self.steps.of(config.checkpoint.every)
+        optimizer = config.optimizer
+        cosine_steps = self.steps.of(optimizer.decay_over) or self.steps.total
+        self.lr = WarmupCosine(optimizer.lr, optimizer.final_lr, self.steps.of(optimizer.warmup), cosine_steps)
+        final_decay = optimizer.weight_decay if optimizer.final_weight_decay is None else optimizer.final_weight_decay
+        self.weight_decay = Cosine(optimizer.weight_decay, final_decay, cosine_steps)
+        self.objective: Objective = build_objective(config, self.dataset, self.steps, ranks.device)
+        pretrained = None if complete_checkpoints(self.store) else pretrained_values(config)
+        self.engine: Engine = build_engine(config, ranks, self.objective.build(), pretrained)
         self.engine.train()
 
     def run(self) -> Progress:
-        progress = restore(self.store, self.engine) or Progress()
+        progress = restore(self.store, self.engine, self.objective.state()) or Progress()
         # Failing together within the journal, too: it is to write down the first rank's error.
-        with Journal(self.config, self.store, self.ranks, self.total_steps) as journal, failing_together(self.ranks):
+        with Journal(self.config, self.store, self.ranks, self.steps.total) as journal, failing_together(self.ranks):
             journal.started(progress, self.order.steps_per_epoch)
-            if progress.step < self.total_steps:
+            if progress.step < self.steps.total:
                 progress = self._steps(progress, journal)
             if self.ranks.is_first:
                 export_weights(self.store)
@@ -118,17 +122,19 @@ class _Training:
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
             cursor=progress.cursor,
-            steps=self.total_steps - progress.step,
+            steps=self.steps.total - progress.step,
             reading=self.config.reading,
             quarantine=self.quarantine.local,
         ) as stream:
-            while progress.step < self.total_steps:
+            while progress.step < self.steps.total:
                 began = time.perf_counter()
                 batch = next(stream)
                 waited = time.perf_counter() - began
-                lr = self.lr(progress.step)
+                rates = StepRates(
+                    self.lr(progress.step), self.weight_decay(progress.step), self.objective.frozen(progress.step)
+                )
                 inputs = self.objective.prepare(batch)
-                outcome = self._step(inputs, progress.step, lr)
+                outcome = self._step(inputs, progress.step, rates)
                 progress = replace(progress, step=progress.step + 1, cursor=self.order.next(progress.cursor))
                 if not outcome.applied:
                     progress = replace(progress, skipped_steps=progress.skipped_steps + 1)
@@ -142,38 +148,43 @@ class _Training:
                     {
                         "loss": outcome.loss,
                         "gradient_norm": outcome.gradient_norm,
-                        "lr": lr,
+                        "lr": rates.lr,
+                        "weight_decay": rates.weight_decay,
                         "quarantined_samples": self.quarantine.samples,
                         **outcome.terms,
                     },
                     waited_s=waited,
                     took_s=time.perf_counter() - began,
                 )
-                if progress.step % self.save_every == 0 or progress.step == self.total_steps:
-                    journal.saved(save(self.store, self.engine, progress, self.config.checkpoint.keep_last), progress)
+                if progress.step % self.save_every == 0 or progress.step == self.steps.total:
+                    saved = save(
+                        self.store, self.engine, progress, self.config.checkpoint.keep_last, self.objective.state()
+                    )
+                    journal.saved(saved, progress)
         return progress
 
-    def _step(self, inputs: tuple[Tensor, ...], step: int, lr: float) -> _Outcome:
+    def _step(self, inputs: Any, step: int, rates: StepRates) -> _Outcome:
         """Forward, backward, agree, apply. Loss and norm are those of all ranks, so all ranks decide alike."""
-        key = stream_key("dropout", self.config.seed, step, self.ranks.rank)
-        terms = self.objective.accumulate(self.engine, inputs, key)
-        loss = terms.pop("loss").float()
+        terms = self.objective.accumulate(self.engine, inputs, step)
+        loss = torch.as_tensor(terms.pop("loss")).float()
         agreed = torch.stack([loss, loss.new_tensor(float(self.quarantine.news))])
         dist.all_reduce(agreed, dist.ReduceOp.AVG)
         mean_loss, news = agreed.tolist()
         quarantined = self.quarantine.tell() if news else []
         if not math.isfinite(mean_loss):
             self.engine.discard()
+            self.objective.discard()
             return _Outcome(mean_loss, math.nan, terms, quarantined)
-        norm = self.engine.step(lr)
-        outcome = _Outcome(mean_loss, norm.item(), terms, quarantined)
+        outcome = _Outcome(mean_loss, self.engine.step(rates).item(), terms, quarantined)
         if outcome.applied:
-            self.objective.after_step(self.engine)
+            self.objective.after_step(self.engine, step)
+        else:
+            self.objective.discard()
         return outcome
 
-    def _suspects(self, keys: list[str], inputs: tuple[Tensor, ...]) -> list[str]:
+    def _suspects(self, keys: list[str], inputs: Any) -> list[str]:
         """Samples of the global batch whose inputs are not finite; called by all ranks together."""
-        finite = torch.stack([torch.isfinite(part).flatten(1).all(dim=1) for part in inputs]).all(dim=0)
+        finite = self.objective.finite(inputs)
         found: list[list[str]] = [[]] * self.ranks.world_size
         dist.all_gather_object(found, [key for key, good in zip(keys, finite.tolist(), strict=True) if not good])
         return [key for part in found for key in part]

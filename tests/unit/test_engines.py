@@ -10,11 +10,12 @@ import torch
 import torch.distributed as dist
 
 from astroclip_dist.config import RunConfig, parse_config
+from astroclip_dist.config.schedule import RunSteps
 from astroclip_dist.data.dataset import Dataset
 from astroclip_dist.data.order import Cursor, Order
 from astroclip_dist.data.stream import Batch, Stream
 from astroclip_dist.objectives import build_objective
-from astroclip_dist.parallel.engines import Engine, build_engine
+from astroclip_dist.parallel.engines import Engine, StepRates, build_engine
 from astroclip_dist.parallel.process_group import Ranks
 from astroclip_dist.store import Store
 from astroclip_dist.train.checkpoint import Progress, restore, save
@@ -29,6 +30,7 @@ ENGINES = {
     "zero3": "{name: deepspeed, zero_stage: 3}",
 }
 STEPS = 4
+STEPS_OF_RUN = RunSteps(total=10, per_epoch=6, global_batch=16)
 TINY = """
 run: unused
 length: 10 steps
@@ -62,8 +64,7 @@ class Session:
         self.ranks = Ranks(rank, workers, rank, torch.device("cpu"), made_group=False)
         self.dataset = Dataset.open([data], ["train"])
         self.order = Order(self.dataset.shard_samples, seed=0, lanes=4, global_batch=16, window_shards=1)
-        self.objective = build_objective(self.config, self.dataset, self.ranks.device)
-        torch.manual_seed(0)
+        self.objective = build_objective(self.config, self.dataset, STEPS_OF_RUN, self.ranks.device)
         self.engine: Engine = build_engine(self.config, self.ranks, self.objective.build())
         self.engine.train()
 
@@ -85,7 +86,7 @@ class Session:
     def step(self, batch: Batch, key: int) -> tuple[float, float]:
         loss = self.objective.accumulate(self.engine, self.objective.prepare(batch), key)["loss"].clone()
         dist.all_reduce(loss, dist.ReduceOp.AVG)
-        return loss.item(), self.engine.step(1e-3).item()
+        return loss.item(), self.engine.step(StepRates(1e-3, 0.05)).item()
 
 
 def losses(data: str, engine: str, micro_size: str = "null", dropout: float = 0.0) -> list[tuple[float, float]]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astroclip_dist.train.schedule import WarmupCosine
+from astroclip_dist.config.schedule import WarmupCosine
 
 SCHEDULE = WarmupCosine(peak=1e-3, final=1e-5, warmup_steps=10, total_steps=110)
 

@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from astroclip_dist.config.run import Optimizer as OptimizerConfig
+from astroclip_dist.parallel.engines.parameter_groups import StepRates, parameter_groups, set_rates
 from astroclip_dist.parallel.process_group import Ranks
 
-# Embedding-like parameters that are no matrices: decaying them pulls the input towards nothing.
-_NO_DECAY = ("position", "class_token", "query", "log_logit_scale")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Engine(ABC):
-    """Lays one module over ranks and trains it with AdamW.
+    """Lays one module over ranks, gives it its first values, and trains it with AdamW.
 
     States are flat mappings of names that do not depend on the engine (``model.NAME``, ``optimizer.NAME.exp_avg``,
     ``optimizer.NAME.step``) to tensors, so that any engine's checkpoint loads into any other.
@@ -37,12 +37,20 @@ class Engine(ABC):
         """Accumulate the gradients of one micro-batch; ``last`` ends the accumulation of a step."""
 
     @abstractmethod
-    def step(self, lr: float) -> Tensor:
+    def step(self, rates: StepRates) -> Tensor:
         """Clip and apply the gradients, unless their norm over all ranks is not finite.
 
         Returns:
             That norm before clipping, 0-d, the same on all ranks. If it is not finite nothing was changed, and the
             gradients are forgotten.
+        """
+
+    @abstractmethod
+    def average(self, teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+        """Move every parameter of ``teacher`` towards the student's: t <- momentum t + (1 - momentum) s, in fp32.
+
+        Both are parts of the module, alike in structure and so laid over ranks alike: every rank does it for what it
+        holds, and nothing is sent.
         """
 
     @abstractmethod
@@ -61,17 +69,6 @@ class Engine(ABC):
         self.module.train()
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; biases, norms and embedding-like vectors do not."""
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            matrix = parameter.ndim >= 2 and name.rpartition(".")[2] not in _NO_DECAY
-            (decayed if matrix else kept).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-
-
 def adamw(groups: Iterable[Any], config: OptimizerConfig, device: torch.device) -> torch.optim.AdamW:
     """The optimizer of a run; fused where the device has it."""
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=device.type == "cuda")
@@ -83,7 +80,7 @@ class TorchEngine(Engine):
     def __init__(self, ranks: Ranks, module: nn.Module, config: OptimizerConfig) -> None:
         super().__init__(ranks, module)
         self._clip_norm = config.clip_norm if config.clip_norm is not None else torch.inf
-        self._optimizer = adamw(parameter_groups(module, config.weight_decay), config, ranks.device)
+        self._optimizer = adamw(parameter_groups(module, config), config, ranks.device)
         for group in self._optimizer.param_groups:
             for parameter in group["params"]:
                 # Made now rather than at the first step: a state to load into must exist before any step.
@@ -93,16 +90,21 @@ class TorchEngine(Engine):
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
 
-    def step(self, lr: float) -> Tensor:
+    def step(self, rates: StepRates) -> Tensor:
         parameters = [p for p in self.module.parameters() if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self._clip_norm)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         if torch.isfinite(norm):
-            for group in self._optimizer.param_groups:
-                group["lr"] = lr
+            set_rates(self._optimizer.param_groups, rates)
             self._optimizer.step()
         self.discard()
         return norm
+
+    @torch.no_grad()
+    def average(self, teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+        pairs = zip(teacher.parameters(), student.parameters(), strict=True)
+        mine = [(_local(ours), _local(theirs)) for ours, theirs in pairs]
+        torch._foreach_lerp_([ours for ours, _ in mine], [theirs for _, theirs in mine], 1 - momentum)
 
     def discard(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
@@ -116,3 +118,8 @@ class TorchEngine(Engine):
 
     def loaded(self) -> None:
         """Nothing to do: :meth:`state` gave the very tensors that are trained."""
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's part."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from astroclip_dist.config.engine import DdpEngine
 from astroclip_dist.config.run import Optimizer
+from astroclip_dist.models.initial import InitialValues, initialise
 from astroclip_dist.parallel.engines.base import TorchEngine
 from astroclip_dist.parallel.process_group import Ranks
 
@@ -18,10 +19,20 @@ from astroclip_dist.parallel.process_group import Ranks
 class Ddp(TorchEngine):
     """Gradients averaged over ranks by all-reduce, overlapped with backward."""
 
-    def __init__(self, config: DdpEngine, ranks: Ranks, module: nn.Module, optimizer: Optimizer) -> None:
-        super().__init__(ranks, module.to(ranks.device), optimizer)
+    def __init__(
+        self, config: DdpEngine, ranks: Ranks, module: nn.Module, optimizer: Optimizer, values: InitialValues
+    ) -> None:
+        initialise(module, values, ranks.device)
+        super().__init__(ranks, module, optimizer)
         devices = [ranks.device] if ranks.device.type == "cuda" else None
-        self._wrapped = DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
+        self._wrapped = DistributedDataParallel(
+            module,
+            device_ids=devices,
+            gradient_as_bucket_view=True,
+            # All ranks have drawn the same values.
+            init_sync=False,
+            broadcast_buffers=False,
+        )
         self._bf16 = config.precision == "bf16"
 
     def forward(self, *inputs: Tensor | None) -> Any:

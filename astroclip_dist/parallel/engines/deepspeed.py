@@ -21,10 +21,13 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from astroclip_dist.config.engine import DeepSpeedEngine
 from astroclip_dist.config.run import Optimizer
-from astroclip_dist.parallel.engines.base import MOMENTS, Engine, adamw, parameter_groups
+from astroclip_dist.models.initial import InitialValues, initialise
+from astroclip_dist.parallel.engines.base import MOMENTS, Engine, adamw
+from astroclip_dist.parallel.engines.parameter_groups import StepRates, parameter_groups, set_rates
 from astroclip_dist.parallel.process_group import Ranks
 
 
@@ -37,6 +40,7 @@ class DeepSpeedZero(Engine):
         ranks: Ranks,
         module: nn.Module,
         optimizer: Optimizer,
+        values: InitialValues,
         micro_batches: int,
         micro_size: int,
     ) -> None:
@@ -47,11 +51,11 @@ class DeepSpeedZero(Engine):
         # The group is there already, with gloo beside NCCL: DeepSpeed is told which of them carries gradients.
         backend = "nccl" if ranks.device.type == "cuda" else "gloo"
         deepspeed.init_distributed(dist_backend=backend, dist_init_required=False)
-        module.to(ranks.device)
+        initialise(module, values, ranks.device)
         self._dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         self._zero, *_ = deepspeed.initialize(
             model=module,
-            optimizer=adamw(parameter_groups(module, optimizer.weight_decay), optimizer, ranks.device),
+            optimizer=adamw(parameter_groups(module, optimizer), optimizer, ranks.device),
             config={
                 "train_micro_batch_size_per_gpu": micro_size,
                 "gradient_accumulation_steps": micro_batches,
@@ -78,19 +82,25 @@ class DeepSpeedZero(Engine):
             self._optimizer._lazy_init_hp_params_optimizer_state()
         self._state: dict[str, Tensor] = {}
 
-    def forward(self, *inputs: Tensor | None) -> Any:
-        return self._zero(*(i if i is None else i.to(self._dtype) for i in inputs))
+    def forward(self, *inputs: Any) -> Any:
+        return self._zero(*tree_map(self._cast, inputs))
+
+    def _cast(self, value: Any) -> Any:
+        return value.to(self._dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self._zero.set_gradient_accumulation_boundary(last)
         self._zero.backward(loss, scale_wrt_gas=False)
 
-    def step(self, lr: float) -> Tensor:
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+    def step(self, rates: StepRates) -> Tensor:
+        set_rates(self._optimizer.param_groups, rates)
         self._zero.step()
         norm = torch.as_tensor(self._zero.get_global_grad_norm(), dtype=torch.float32).reshape(())
         return torch.full_like(norm, torch.nan) if self._optimizer.overflow else norm
+
+    @torch.no_grad()
+    def average(self, teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+        raise NotImplementedError  # TODO
 
     def discard(self) -> None:
         self._zero.set_gradient_accumulation_boundary(True)

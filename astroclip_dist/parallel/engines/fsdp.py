@@ -8,28 +8,38 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from astroclip_dist.config.engine import FsdpEngine
 from astroclip_dist.config.run import Optimizer
+from astroclip_dist.models.initial import InitialValues
+from astroclip_dist.models.prototype_head import PrototypeHead
 from astroclip_dist.models.transformer import Block
 from astroclip_dist.parallel.engines.base import TorchEngine
 from astroclip_dist.parallel.process_group import Ranks
+
+# What is gathered as a whole, and freed again, while the rest of the model stays sharded.
+UNITS = (Block, PrototypeHead)
 
 
 class Fsdp(TorchEngine):
     """Each transformer block is gathered when it is needed; gradients are reduced in fp32."""
 
-    def __init__(self, config: FsdpEngine, ranks: Ranks, module: nn.Module, optimizer: Optimizer) -> None:
+    def __init__(
+        self, config: FsdpEngine, ranks: Ranks, module: nn.Module, optimizer: Optimizer, values: InitialValues
+    ) -> None:
         mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
         policy = (
             MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
             if config.precision == "bf16"
             else MixedPrecisionPolicy()
         )
-        module.to(ranks.device)
-        for block in [part for part in module.modules() if isinstance(part, Block)]:
+        for block in [part for part in module.modules() if isinstance(part, UNITS)]:
             fully_shard(block, mesh=mesh, mp_policy=policy)
         self._sharded: FSDPModule = fully_shard(module, mesh=mesh, mp_policy=policy)
+        module.to_empty(device=ranks.device)
+        _fill(module, values)
         super().__init__(ranks, module, optimizer)
 
     def forward(self, *inputs: Tensor | None) -> Any:
@@ -39,7 +49,26 @@ class Fsdp(TorchEngine):
         self._sharded.set_requires_gradient_sync(last)
         loss.backward()
 
-    def state(self) -> dict[str, Tensor]:
+    def average(self, teacher: nn.Module, student: nn.Module, momentum: float) -> None:
         # After a forward without backward the root's parameters are still gathered.
         self._sharded.reshard()
+        super().average(teacher, student, momentum)
+
+    def state(self) -> dict[str, Tensor]:
+        self._sharded.reshard()
         return super().state()
+
+
+@torch.no_grad()
+def _fill(module: nn.Module, values: InitialValues) -> None:
+    """Give each rank its part of the first values; whole tensors exist one at a time."""
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if tensor.is_floating_point():
+            tensor.fill_(torch.nan)
+        value = values(name)
+        if isinstance(tensor, DTensor):
+            shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+            mine = tuple(slice(first, first + size) for first, size in zip(offset, shape, strict=True))
+            tensor.to_local().copy_(value[mine])
+        else:
+            tensor.copy_(value)
