@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from astroclip_dist.parallel.contrastive import TILE, contrastive_loss
+from astroclip_dist.parallel.contrastive import CPU_TILE, contrastive_loss
 from tests.rank_pool import RankPool
 
 PAIRS, WIDTH = 24, 7
@@ -67,7 +67,7 @@ def without_gradient_through_the_gather(image: Tensor, spectrum: Tensor, scale: 
     return (by_image + by_spectrum) / 2
 
 
-@pytest.mark.parametrize("tile", [(1, 1), (5, 3), (4, 24), TILE])
+@pytest.mark.parametrize("tile", [(1, 1), (5, 3), (4, 24), CPU_TILE])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_one_process(dtype: torch.dtype, tolerance: float, tile: tuple[int, int]) -> None:
     images, spectra, weights, scale = parameters(dtype)
@@ -77,7 +77,7 @@ def test_one_process(dtype: torch.dtype, tolerance: float, tile: tuple[int, int]
     compare((loss.item(), weights.grad, scale.grad), oracle(dtype), tolerance)
 
 
-@pytest.mark.parametrize("tile", [(5, 3), TILE])
+@pytest.mark.parametrize("tile", [(5, 3), CPU_TILE])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("pool", ["two_ranks", "four_ranks"])
 def test_across_ranks(
@@ -89,7 +89,7 @@ def test_across_ranks(
 
 
 def test_the_comparison_notices_a_gather_without_gradient(two_ranks: RankPool) -> None:
-    value, weights_grad, _ = two_ranks.run(on_rank, torch.float64, TILE, True)[0]
+    value, weights_grad, _ = two_ranks.run(on_rank, torch.float64, CPU_TILE, True)[0]
     expected = oracle(torch.float64)
     assert value == pytest.approx(expected[0], abs=1e-12)
     assert (weights_grad - expected[1]).abs().max() > 1e-3
