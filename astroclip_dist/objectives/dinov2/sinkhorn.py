@@ -39,13 +39,13 @@ def sinkhorn_knopp(
     if dist.is_initialized():
         dist.all_reduce(highest, dist.ReduceOp.MAX, group=group)
     kernel = (logits - highest).div_(temperature).exp_()
-    rows = kernel.new_ones(len(kernel))
-    columns = kernel.new_ones(kernel.shape[1])
+    rows, columns = kernel.new_ones(len(kernel)), kernel.new_ones(kernel.shape[1])
     with as_written(kernel):
         for _ in range(iterations):
             weights = rows @ kernel
             if dist.is_initialized():
                 dist.all_reduce(weights, group=group)
-            columns = weights.reciprocal_()
+            # Equal weights whose total stays what it was, so that numbers stay in range however many iterations.
+            columns = weights.mean() / weights
             rows = (kernel @ columns).reciprocal_()
     return kernel.mul_(columns).mul_(rows[:, None])
