@@ -7,7 +7,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from astroclip_dist.models.initial import Rule, constant
-from astroclip_dist.objectives.dinov2.precision import at_least_float32
 
 
 class Centring(nn.Module):
@@ -24,7 +23,7 @@ class Centring(nn.Module):
         group: the ranks that share the batch (default: all, or this process alone where there is no group).
 
     Attributes:
-        centre: (1, K) float32, saved with the model; it must not be cast to less with the model's weights.
+        centre: (1, K) float32, part of the module's state; it must not be cast to less with a model's weights.
     """
 
     centre: Tensor
@@ -49,9 +48,9 @@ class Centring(nn.Module):
         Returns:
             (n, K) float32 (float64 for such logits), rows sum to 1.
         """
-        logits = at_least_float32(logits)
         self._count(logits)
-        return ((logits - self.centre) / temperature).softmax(dim=-1)
+        # The difference has the centre's precision or the logits', whichever is higher.
+        return (logits - self.centre).div_(temperature).softmax(dim=-1)
 
     @torch.no_grad()
     def update(self) -> None:
@@ -71,13 +70,13 @@ class Centring(nn.Module):
 
     def _count(self, logits: Tensor) -> None:
         self._statistics = self._so_far()
-        self._statistics[:-1] += logits.sum(dim=0, dtype=torch.float64)
+        self._statistics[:-1] += logits.sum(dim=0, dtype=torch.promote_types(logits.dtype, torch.float32))
         self._statistics[-1] += len(logits)
 
     def _so_far(self) -> Tensor:
         """(K + 1,) sum of the logits and number of rows since the last step.
 
-        In float64, so that the sum of a great many rows hardly depends on how they are spread over ranks.
+        In float64, so that sums over micro-batches and ranks hardly depend on how the rows are spread over them.
         """
         if self._statistics is None:
             return self.centre.new_zeros(self.centre.shape[1] + 1, dtype=torch.float64)
