@@ -8,7 +8,7 @@ never more than one whole tensor is in memory. A tensor for which nobody declare
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ Pretrained = Callable[[str, Sequence[int]], Tensor | None]
 _LINEAR_STD = 0.02
 
 
+@runtime_checkable
 class DeclaresInitialValues(Protocol):
     """A module with parameters or buffers of its own, other than torch's linear layers and norms.
 
@@ -96,4 +97,4 @@ def _declared(module: nn.Module, std: float) -> dict[str, Rule]:
         return {"weight": truncated_normal(std), "bias": constant(0.0)}
     if isinstance(module, nn.LayerNorm):
         return {"weight": constant(1.0), "bias": constant(0.0)}
-    return module.initial_values() if hasattr(module, "initial_values") else {}
+    return module.initial_values() if isinstance(module, DeclaresInitialValues) else {}

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
 from astroclip_dist.config.model import TransformerSize
 from astroclip_dist.models.initial import Rule, constant
@@ -94,11 +94,25 @@ class Block(nn.Module):
         expectation stays (stochastic depth that saves the work, Oquab et al. 2023, section 5)."""
         if self.recompute == "none" or not torch.is_grad_enabled():
             return self._compute(tokens, packing, kept)
-        contexts = {"context_fn": _keep_products} if self.recompute == "selective" else {}
-        # Nothing in a block draws random numbers, so there is no generator state to keep.
         return checkpoint(
-            self._compute, tokens, packing, kept, use_reentrant=False, preserve_rng_state=False, **contexts
+            self._compute,
+            tokens,
+            packing,
+            kept,
+            use_reentrant=False,
+            # Nothing in a block draws random numbers, so there is no generator state to keep.
+            preserve_rng_state=False,
+            context_fn=_keep_products if self.recompute == "selective" else noop_context_fn,
         )
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Let torch.compile make the block's kernels: of what it computes, inside of the hooks that engines put around
+        it (FSDP's break a graph that holds them, and then nothing is compiled) and of recomputation.
+
+        Names of parameters stay. One graph serves all blocks whose inputs are shaped alike.
+        """
+        # Whole or an error: what cannot be compiled must not run uncompiled in silence.
+        self._compute = torch.compile(self._compute, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
 
     def _compute(self, tokens: Tensor, packing: Packing, kept: Kept | None) -> Tensor:
         def attend(rows: Tensor, packing: Packing) -> Tensor:

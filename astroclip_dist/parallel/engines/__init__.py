@@ -25,6 +25,8 @@ def build_engine(config: RunConfig, ranks: Ranks, module: nn.Module, pretrained:
     for block in module.modules():
         if isinstance(block, Block):
             block.recompute = engine.recompute
+            if engine.compile:
+                block.compile()
     # Imported when chosen: deepspeed alone costs seconds, and needs not be there for the others.
     if isinstance(engine, DdpEngine):
         from astroclip_dist.parallel.engines.ddp import Ddp

@@ -35,9 +35,10 @@ class Fsdp(TorchEngine):
             if config.precision == "bf16"
             else MixedPrecisionPolicy()
         )
-        for block in [part for part in module.modules() if isinstance(part, UNITS)]:
-            fully_shard(block, mesh=mesh, mp_policy=policy)
+        for unit in [part for part in module.modules() if isinstance(part, UNITS)]:
+            fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
         self._sharded: FSDPModule = fully_shard(module, mesh=mesh, mp_policy=policy)
+        _prefetch(module, config.prefetch)
         module.to_empty(device=ranks.device)
         _fill(module, values)
         super().__init__(ranks, module, optimizer)
@@ -50,13 +51,27 @@ class Fsdp(TorchEngine):
         loss.backward()
 
     def average(self, teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-        # After a forward without backward the root's parameters are still gathered.
-        self._sharded.reshard()
+        self._reshard()
         super().average(teacher, student, momentum)
 
     def state(self) -> dict[str, Tensor]:
-        self._sharded.reshard()
+        self._reshard()
         return super().state()
+
+    def _reshard(self) -> None:
+        """After a forward without backward, what is not freed at once is still gathered."""
+        for part in self.module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
+
+
+def _prefetch(module: nn.Module, ahead: int) -> None:
+    """Let each block of an encoder gather the ``ahead`` blocks that follow it in forward, and in backward."""
+    for encoder in [part for part in module.modules() if isinstance(part, nn.ModuleList)]:
+        blocks: list[FSDPModule] = [block for block in encoder if isinstance(block, FSDPModule)]
+        for number, block in enumerate(blocks):
+            block.set_modules_to_forward_prefetch(blocks[number + 1 : number + 1 + ahead])
+            block.set_modules_to_backward_prefetch(blocks[max(0, number - ahead) : number][::-1])
 
 
 @torch.no_grad()
