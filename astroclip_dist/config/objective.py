@@ -102,6 +102,8 @@ class ImageDino(Section):
             raise ConfigError(
                 "global_views.size", self.global_views.size, f"Set it to image.crop = {self.image.crop}, or that to it."
             )
+        if self.local_views.size > self.image.crop:
+            raise ConfigError("local_views.size", self.local_views.size, f"At most image.crop = {self.image.crop}.")
         if self.global_views.count != 2:
             raise ConfigError("global_views.count", self.global_views.count, "Self-distillation compares two.")
         return self
@@ -115,6 +117,18 @@ class MaskedSpectrum(Section):
     masks: int = Field(default=6, gt=0, description="masked stretches, one in each equal part of the spectrum")
     mask_width: int = Field(default=30, gt=0, description="tokens of each stretch")
     ivar_weighted: bool = Field(default=False, description="errors count by the inverse variance of the flux")
+
+    @model_validator(mode="after")
+    def _masks_hide_something(self) -> Self:
+        size, stride = self.spectrum.slice_size, self.spectrum.slice_stride
+        if (self.mask_width + 1) * stride <= size:
+            raise ConfigError(
+                "mask_width",
+                self.mask_width,
+                f"Slices of {size} bins every {stride} overlap so much that all of a masked stretch can be read from "
+                f"its neighbours: make it at least {size // stride}.",
+            )
+        return self
 
 
 def _name_of(objective: Any) -> str:
