@@ -24,7 +24,8 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from astroclip_dist.config.augmentation import ViewRecipe
-from astroclip_dist.data.augment import MultiCropPlan, augment, multi_crop, published_plan
+from astroclip_dist.config.objective import ImageDino
+from astroclip_dist.data.augment import MultiCropPlan, augment, multi_crop, plan_of
 from astroclip_dist.data.augment.published import PIXEL_NOISE, PSF_SIGMA, ShiftedLognormal
 from astroclip_dist.data.batch_memory import BatchMemory
 from astroclip_dist.data.images import stretch
@@ -158,7 +159,8 @@ def main() -> None:
     count, repeats = SIZES[size_asked_for(__doc__)]
     torch.set_num_threads(1)
     images = sky(count)
-    plans = {"the code's recipe": published_plan("upstream"), "the same, rotated": rotated(published_plan("upstream"))}
+    plan = plan_of(ImageDino())
+    plans = {"the code's recipe": plan, "the same, rotated": rotated(plan)}
     cases: dict[str, tuple[Callable[[Tensor], object], Callable[[Tensor], object]]] = {}
     for name, plan in plans.items():
         cases[name] = (Batched(plan), PerSample([*plan.global_views, *plan.local_views]))

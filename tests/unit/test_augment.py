@@ -11,14 +11,14 @@ import torch
 from scipy.ndimage import affine_transform, gaussian_filter
 from torch import Tensor
 
-from astroclip_dist.config.augmentation import ViewRecipe
+from astroclip_dist.config.augmentation import ApplyProbability, ViewRecipe
 from astroclip_dist.config.model import Stretch
+from astroclip_dist.config.objective import ImageDino, View
 from astroclip_dist.config.strict import validated
-from astroclip_dist.data.augment import MultiCropPlan, augment, multi_crop, published_plan
+from astroclip_dist.data.augment import MultiCropPlan, augment, multi_crop, plan_of
 from astroclip_dist.data.augment.blur import blur
 from astroclip_dist.data.augment.draws import draw_views
 from astroclip_dist.data.augment.geometry import cut_views
-from astroclip_dist.data.augment.multi_crop import Convention
 from astroclip_dist.data.augment.noise import standard_normal
 from astroclip_dist.data.augment.published import REDDENING
 from astroclip_dist.data.draws import stream_key, uniform
@@ -258,16 +258,23 @@ def test_probabilities_of_blur_and_noise() -> None:
     assert not draw_views(plain(8, blur=1, noise=1, apply_probability="upstream_inverted"), KEY, ids).noise.any()
 
 
-@pytest.mark.parametrize("convention", ["paper", "upstream"])
-def test_two_global_and_eight_local_views(convention: Convention) -> None:
-    images = sky(2, 152)
-    views = multi_crop(images, IDS[:2], KEY, published_plan(convention), RGB)
+PIXEL_FOR_PIXEL = ImageDino()
+RESAMPLED = ImageDino(
+    global_views=View(count=2, size=144, area=0.9), local_views=View(count=8, size=60, area=0.4), rotation=True
+)
+
+
+@pytest.mark.parametrize("config", [PIXEL_FOR_PIXEL, RESAMPLED], ids=["pixel-for-pixel", "resampled"])
+def test_two_global_and_eight_local_views(config: ImageDino) -> None:
+    images, plan = sky(2, 152), plan_of(config)
+    assert {view.resamples for view in plan.global_views + plan.local_views} == {config is RESAMPLED}
+    views = multi_crop(images, IDS[:2], KEY, plan, RGB)
     assert [tuple(view.shape) for view in views.global_views] == [(2, 3, 144, 144)] * 2
     assert [tuple(view.shape) for view in views.local_views] == [(2, 3, 60, 60)] * 8
     assert len({view.sum().item() for view in views.global_views + views.local_views}) == 10
-    again = multi_crop(images[1:], IDS[1:2], KEY, published_plan(convention), RGB)
+    again = multi_crop(images[1:], IDS[1:2], KEY, plan, RGB)
     torch.testing.assert_close(again.local_views[7][0], views.local_views[7][1], rtol=0, atol=1e-6)
-    alone = augment(images, IDS[:2], stream_key("local view", KEY, 3), published_plan(convention).local_views[3], RGB)
+    alone = augment(images, IDS[:2], stream_key("local view", KEY, 3), plan.local_views[3], RGB)
     torch.testing.assert_close(alone, views.local_views[3], rtol=0, atol=1e-6)
 
 
@@ -277,11 +284,16 @@ def test_views_of_a_plan_that_are_not_alike() -> None:
         MultiCropPlan((recipe,), (recipe, ViewRecipe(size=8, rotation=True)))
 
 
-def test_the_inverted_plan_is_that_of_the_published_code() -> None:
-    plan = published_plan("upstream", "upstream_inverted")
-    assert [view.blur_probability for view in plan.global_views] == [0.0, 0.9]
-    assert {view.noise_probability for view in plan.local_views} == {0.5}
-    assert not any(view.resamples for view in plan.global_views + plan.local_views)
+@pytest.mark.parametrize(
+    ("apply", "of_global", "of_local"), [("paper", [1.0, 0.1], 0.5), ("upstream_inverted", [0.0, 0.9], 0.5)]
+)
+def test_a_plan_has_the_published_probabilities(
+    apply: ApplyProbability, of_global: list[float], of_local: float
+) -> None:
+    plan = plan_of(ImageDino(apply_probability=apply, local_views=View(count=3, size=60)))
+    for kind in ("blur_probability", "noise_probability"):
+        assert [getattr(view, kind) for view in plan.global_views] == of_global
+        assert [getattr(view, kind) for view in plan.local_views] == [of_local] * 3
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from astroclip_dist.config.augmentation import ViewRecipe
-from astroclip_dist.data.augment import augment, multi_crop, published_plan
+from astroclip_dist.config.objective import ImageDino, View
+from astroclip_dist.data.augment import augment, multi_crop, plan_of
 from astroclip_dist.data.images import stretch
 
 pytestmark = [
@@ -34,7 +35,8 @@ def test_crops_and_noise_are_the_same_bit_for_bit() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_all_views_agree_up_to_rounding(dtype: torch.dtype) -> None:
-    plan = published_plan("paper")
+    views = {"global_views": View(count=2, size=144, area=0.947), "local_views": View(count=8, size=60, area=0.394)}
+    plan = plan_of(ImageDino(**views, rotation=True))
     on_cpu = multi_crop(images().to(dtype), IDS, 1, plan, RGB)
     on_gpu = multi_crop(images().to(dtype).cuda(), IDS, 1, plan, RGB)
     pairs = zip(on_cpu.global_views + on_cpu.local_views, on_gpu.global_views + on_gpu.local_views, strict=True)

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
-from astroclip_dist.config.augmentation import ApplyProbability, ViewRecipe
-from astroclip_dist.data.augment.published import (
-    FIRST_GLOBAL,
-    GLOBAL_AREA,
-    GLOBAL_SIZE,
-    LOCAL,
-    LOCAL_AREA,
-    LOCAL_SIZE,
-    LOCAL_VIEWS,
-    SECOND_GLOBAL,
-)
+from astroclip_dist.config.augmentation import ViewRecipe
+from astroclip_dist.config.objective import ImageDino, View
+from astroclip_dist.data.augment.published import FIRST_GLOBAL, LOCAL, SECOND_GLOBAL
 from astroclip_dist.data.augment.views import Stretching, augment_together
 from astroclip_dist.data.batch_memory import BatchMemory
 from astroclip_dist.data.draws import stream_key
 from astroclip_dist.errors import ConfigError
-
-Convention = Literal["paper", "upstream"]
 
 
 @dataclass(frozen=True)
@@ -52,31 +41,24 @@ class MultiCrop:
     local_views: list[Tensor]
 
 
-def published_plan(convention: Convention, apply_probability: ApplyProbability = "paper") -> MultiCropPlan:
-    """Two global views of 144 px and eight local ones of 60 px.
+def plan_of(config: ImageDino) -> MultiCropPlan:
+    """The views of a configuration, flipped both ways, with the published probabilities of blur and of noise."""
 
-    Args:
-        convention: ``paper`` is the text: cut-outs of 94.7 and 39.4 per cent of the area, resampled to the view's size,
-            flips, and rotation by any angle. ``upstream`` is the code: crops of 144 and 60 px, pixel for pixel, flips.
-        apply_probability: ``upstream_inverted`` blurs and adds noise with the probabilities 0, 0.9, 0.5 that the code's
-            ``keep_p`` has, instead of 1, 0.1, 0.5.
-    """
-
-    def recipe(size: int, area: float, probability: float) -> ViewRecipe:
+    def recipe(view: View, probability: float) -> ViewRecipe:
         return ViewRecipe(
-            size=size,
-            cutout_area=area if convention == "paper" else None,
+            size=view.size,
+            cutout_area=view.area,
             flips=True,
             flips_and_quarter_turns=False,
-            rotation=convention == "paper",
+            rotation=config.rotation,
             blur=probability,
             noise=probability,
-            apply_probability=apply_probability,
+            apply_probability=config.apply_probability,
         )
 
     return MultiCropPlan(
-        global_views=tuple(recipe(GLOBAL_SIZE, GLOBAL_AREA, p) for p in (FIRST_GLOBAL, SECOND_GLOBAL)),
-        local_views=tuple(recipe(LOCAL_SIZE, LOCAL_AREA, LOCAL) for _ in range(LOCAL_VIEWS)),
+        global_views=tuple(recipe(config.global_views, probability) for probability in (FIRST_GLOBAL, SECOND_GLOBAL)),
+        local_views=(recipe(config.local_views, LOCAL),) * config.local_views.count,
     )
 
 

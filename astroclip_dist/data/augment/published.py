@@ -41,10 +41,6 @@ EBV_MAX = 1.0
 # log10 of the Milky Way's transmission per magnitude of E(B-V).
 REDDENING = (-1.2856, -0.866, -0.4844)
 
-# Views of one image for self-distillation (AstroCLIP, section 5.1): two global, eight local.
-GLOBAL_SIZE, LOCAL_SIZE, LOCAL_VIEWS = 144, 60, 8
-# The paper's text: share of the image's area that a view covers. (The ratios of the sides 144 / 152 and 60 / 152 of the
-# code's crops are 0.947 and 0.395, so the text seems to mean sides where it says area.)
-GLOBAL_AREA, LOCAL_AREA = 0.947, 0.394
-# Probability of blur and of noise: first global view, second global view, each local view.
+# Probability of blur, and of noise, in views for self-distillation (AstroCLIP, section 5.1): the first global view, the
+# second, each local view.
 FIRST_GLOBAL, SECOND_GLOBAL, LOCAL = 1.0, 0.1, 0.5
