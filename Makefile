@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo      mock survey -> training under Ray -> embeddings -> report, in $(DEMO)/"
+	@echo "make demo      mock survey -> three stages of training -> embeddings -> report, in $(DEMO)/"
 	@echo "make test      all tests but the slow ones"
 	@echo "make test-all  all tests"
 	@echo "make lint      ruff and mypy"
@@ -26,12 +26,22 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 # Each step is skipped when its result is there already: an interrupted demo goes on where it stopped.
+demo: export MLFLOW_TRACKING_URI ?= sqlite:///$(abspath $(DEMO))/mlflow.db
 demo: setup
 	test -e $(DEMO)/mock/manifest.json || \
 		$(BIN)/astroclip shards build mock --galaxies $(GALAXIES) --seed 1 --samples-per-shard 400 $(DEMO)/mock
-	$(BIN)/astroclip train configs/demo.yaml data=$(DEMO)/mock run=$(DEMO)/run launcher=ray
-	test -e $(DEMO)/embeddings/manifest.json || $(BIN)/astroclip embed $(DEMO)/run $(DEMO)/mock $(DEMO)/embeddings
-	$(BIN)/astroclip evaluate $(DEMO)/embeddings $(DEMO)/report.html --run $(DEMO)/run
+	$(BIN)/astroclip train configs/demo/spectrum.yaml data=$(DEMO)/mock run=$(DEMO)/spectrum/run
+	$(BIN)/astroclip train configs/demo/image.yaml data=$(DEMO)/mock run=$(DEMO)/image/run
+	$(BIN)/astroclip train configs/demo/align.yaml data=$(DEMO)/mock run=$(DEMO)/align/run launcher=ray \
+		objective.image_from=$(DEMO)/image/run objective.spectrum_from=$(DEMO)/spectrum/run
+	for stage in spectrum image align; do \
+		test -e $(DEMO)/$$stage/embeddings/manifest.json || \
+			$(BIN)/astroclip embed $(DEMO)/$$stage/run $(DEMO)/mock $(DEMO)/$$stage/embeddings || exit 1; \
+	done
+	$(BIN)/astroclip evaluate $(DEMO)/align/embeddings $(DEMO)/report.html --run $(DEMO)/align/run \
+		--compare "unaligned images=$(DEMO)/image/embeddings" \
+		--compare "unaligned spectra=$(DEMO)/spectrum/embeddings" \
+		--image-run $(DEMO)/image/run --spectrum-run $(DEMO)/spectrum/run
 
 test: setup
 	$(BIN)/pytest -m "not slow"
