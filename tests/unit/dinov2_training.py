@@ -15,7 +15,7 @@ run: unused
 data: {data}
 length: 10 steps
 batch: {{global_size: {samples}, lanes: {lanes}, micro_size: {micro_size}}}
-optimizer: {{lr: 1e-2}}
+optimizer: {{lr: 2e-3}}
 engine: {engine}
 objective:
   name: dinov2
