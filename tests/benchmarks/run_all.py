@@ -24,6 +24,7 @@ MEASURES = (
     "shuffle_quality",
     "shard_build",
     "contrastive_memory",
+    "comm_volume",
     "fuzz",
 )
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
