@@ -166,6 +166,10 @@ class CheckpointReader(StorageReader):
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         self._places = metadata.storage_data
+        self.check_files()
+
+    def check_files(self) -> None:
+        """Raise DataError for a file that is missing or of another size than was written."""
         # Storages answer a range beyond an object's end each in their own way: files that were cut are found here.
         sizes = {entry.name: entry.size for entry in self._store.list()}
         for file in self.manifest["files"]:
@@ -193,6 +197,16 @@ class CheckpointReader(StorageReader):
         done: Future[None] = Future()
         done.set_result(None)
         return done
+
+    def read(self, name: str) -> Tensor:
+        """One whole tensor, on the CPU, whatever parts it was written in; by this process alone."""
+        described = self.manifest["tensors"][name]
+        dtype = getattr(torch, described["dtype"])
+        tensor = torch.empty(described["shape"], dtype=dtype)
+        for chunk in described["chunks"]:
+            place = zip(chunk["offsets"], chunk["sizes"], strict=True)
+            tensor[tuple(slice(first, first + size) for first, size in place)] = self._read_chunk(name, chunk, dtype)
+        return tensor
 
     def _read_chunk(self, name: str, chunk: dict[str, Any], dtype: torch.dtype) -> Tensor:
         where = f"{self._store.locate(chunk['file'])}: {name}"

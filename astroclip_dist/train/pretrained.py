@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from astroclip_dist.config import RunConfig
@@ -13,8 +11,8 @@ from astroclip_dist.config.model import ImageEncoder, SpectrumEncoder
 from astroclip_dist.config.objective import ClipAlignment, ImageDino, MaskedSpectrum
 from astroclip_dist.errors import ConfigError
 from astroclip_dist.models.initial import Pretrained
-from astroclip_dist.train.checkpoint import read_tensors, resolve_checkpoint
-from astroclip_dist.train.checkpoint_storage import read_checkpoint_manifest
+from astroclip_dist.train.checkpoint import resolve_checkpoint
+from astroclip_dist.train.checkpoint_storage import CheckpointReader
 from astroclip_dist.train.run_folder import read_run_config
 
 
@@ -48,26 +46,27 @@ class _Encoder:
 
     def __init__(self, field: str, url: str, modality: str, wanted: ImageEncoder | SpectrumEncoder) -> None:
         self._field, self._url = field, url
-        run, self._checkpoint = resolve_checkpoint(url)
+        run, checkpoint = resolve_checkpoint(url)
         trained = read_run_config(run).objective
         self._prefix = "model." + self._where(trained, modality)
         self._compare(getattr(trained, modality), wanted)
-        self._tensors: dict[str, Any] = read_checkpoint_manifest(self._checkpoint)["tensors"]
+        # Manifest and listing are read once, then each tensor once, when its turn comes.
+        self._reader = CheckpointReader(checkpoint)
+        self._reader.check_files()
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """A tensor of the encoder, float32, on the CPU."""
-        stored = self._tensors.get(self._prefix + name)
+        whole = self._prefix + name
+        stored = self._reader.manifest["tensors"].get(whole)
         found = "missing" if stored is None else f"shape {tuple(stored['shape'])}"
         if stored is None or tuple(stored["shape"]) != shape:
             raise ConfigError(
                 self._field,
                 self._url,
-                f"Its {self._prefix}{name} is not what this model needs: {found}, not {shape}. "
+                f"Its {whole} is not what this model needs: {found}, not {shape}. "
                 "The datasets' layouts and the encoders' sizes must agree.",
             )
-        into = torch.empty(shape)
-        read_tensors(self._checkpoint, {self._prefix + name: into})
-        return into
+        return self._reader.read(whole)
 
     def _where(self, trained: object, modality: str) -> str:
         if isinstance(trained, ImageDino) and modality == "image":
