@@ -27,8 +27,8 @@ class Answers(NamedTuple):
 
 
 class StudentAnswers(NamedTuple):
-    """The student's logits, as in ``Answers`` with global views first, and (global views * n, width) ``features``, the
-    class tokens of the global crops before the head."""
+    """The student's logits, as in ``Answers`` with global views first, and ``features``, the (views * n, width) class
+    tokens before the head."""
 
     classes: Tensor
     patches: Tensor
@@ -62,21 +62,23 @@ class Distiller(nn.Module):
         masks: Sequence[Tensor | None] | None = None,
         kept: Sequence[Kept] | None = None,
     ) -> StudentAnswers:
-        """Answers for groups of crops, global ones first; ``features`` are those of the first group alone.
+        """Answers for groups of crops, global ones first.
 
         Each head runs once, also if no patch is masked: its parameters get gradients on every rank, or on none.
         """
         tokens = self.encoder(groups, masks, kept)
-        count, length, _ = tokens[0].shape
+        length = tokens[0].shape[1]
         patches = length - self.encoder.first_patch
         rows = masked // patches * length + self.encoder.first_patch + masked % patches
         classes = torch.cat([group[:, 0] for group in tokens])
         hidden = tokens[0].flatten(0, 1).index_select(0, rows)
         if self.patch_head is None:
-            of_classes, of_patches = self.class_head(torch.cat([classes, hidden])).split([len(classes), len(hidden)])
+            both = self.class_head(torch.cat([classes, hidden])).split([len(classes), len(hidden)])
+            # Not views: in-place operations on those would escape the hooks of FSDP, which warns of them.
+            of_classes, of_patches = (logits.clone() for logits in both)
         else:
             of_classes, of_patches = self.class_head(classes), self.patch_head(hidden)
-        return StudentAnswers(of_classes, of_patches, classes[:count])
+        return StudentAnswers(of_classes, of_patches, classes)
 
 
 class SelfDistillation(nn.Module):

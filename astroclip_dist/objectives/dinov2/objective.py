@@ -100,7 +100,7 @@ class DinoObjective:
         terms = {"dino_loss": dino, **self._parts(views, wanted, dino.detach()), "ibot_loss": ibot}
         if config.koleo_weight:
             # A sum over the global views, as the published weight is for.
-            terms["koleo_loss"] = len(wanted) * koleo_loss(student.features, self._cohort)
+            terms["koleo_loss"] = len(wanted) * koleo_loss(student.features[: len(crops.global_crops)], self._cohort)
             loss = loss + config.koleo_weight * terms["koleo_loss"]
         return {"loss": loss, **terms}
 
