@@ -62,7 +62,8 @@ def run_embed(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         device=torch.device(automatic if args.device == "auto" else args.device),
     )
-    print(f"{manifest.rows:,} galaxies, {' and '.join(manifest.modalities)}, {manifest.embedding_size} numbers each")
+    embedded = " and ".join(f"{modality} ({size} numbers)" for modality, size in manifest.sizes.items())
+    print(f"{manifest.rows:,} galaxies: {embedded}")
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,27 +23,27 @@ from astroclip_dist.data.filling import read_samples
 from astroclip_dist.data.manifest import Split
 from astroclip_dist.data.order import Piece
 from astroclip_dist.data.reader import load_piece
+from astroclip_dist.embed.embedder import Embedder, load_embedder
 from astroclip_dist.embed.table import (
     MANIFEST_NAME,
     MODALITIES,
     PLACE_COLUMNS,
     EmbeddingManifest,
-    Modality,
     Part,
     as_column,
     embedding_column,
 )
 from astroclip_dist.errors import DataError
-from astroclip_dist.models.two_tower import TwoTower
-from astroclip_dist.objectives.clip import evaluation_inputs
 from astroclip_dist.progress import with_progress
 from astroclip_dist.store import Store
-from astroclip_dist.train.checkpoint import load_weights, resolve_checkpoint
+from astroclip_dist.train.checkpoint import resolve_checkpoint
+from astroclip_dist.train.checkpoint_storage import read_checkpoint_manifest
 from astroclip_dist.train.run_folder import read_run_config
 from astroclip_dist.train.tracking import Tracker
 
 ROWS_A_PART = 8192
 _READING_THREADS = 2
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,18 +83,17 @@ def export_embeddings(
     out = Store(out_url)
     if out.exists(MANIFEST_NAME):
         raise DataError(out.locate(MANIFEST_NAME), "there already", "Choose another folder, or remove the embeddings.")
-    model, trained = _load_model(config, dataset, checkpoint)
-    model.to(device).eval()
-    modalities = [m for m in MODALITIES if getattr(dataset, m) is not None]
-    parts = []
-    for number, table in enumerate(_tables(model, config, dataset, modalities, batch_size, device)):
-        parts.append(_write_part(out, f"part-{number:05d}.parquet", table))
+    embedder = load_embedder(config.objective, dataset, checkpoint, device)
+    parts = [
+        _write_part(out, f"part-{number:05d}.parquet", table)
+        for number, table in enumerate(_tables(embedder, dataset, batch_size, device))
+    ]
     manifest = EmbeddingManifest(
         checkpoint=checkpoint.url,
         dataset=dataset.urls,
-        run={"url": run.url, "step": trained["step"], "splits": list(splits)},
-        embedding_size=config.objective.head.embedding,
-        modalities=tuple(modalities),
+        run={"url": run.url, "step": read_checkpoint_manifest(checkpoint)["step"], "splits": list(splits)},
+        objective=config.objective.name,
+        sizes=embedder.sizes,
         rows=sum(part.rows for part in parts),
         parts=tuple(parts),
     )
@@ -102,39 +102,16 @@ def export_embeddings(
     return manifest
 
 
-def _load_model(config: RunConfig, dataset: Dataset, checkpoint: Store) -> tuple[TwoTower, dict[str, Any]]:
-    model = TwoTower(config.objective, dataset.image, dataset.spectrum)
-    try:
-        return model, load_weights(checkpoint, model)
-    except ValueError as error:
-        raise DataError(
-            checkpoint.url,
-            str(error).splitlines()[0],
-            "The dataset's layout is not the one that the model was trained on.",
-        ) from error
-
-
-def _tables(
-    model: TwoTower,
-    config: RunConfig,
-    dataset: Dataset,
-    modalities: Sequence[Modality],
-    batch_size: int,
-    device: torch.device,
-) -> Iterator[pa.Table]:
+def _tables(embedder: Embedder, dataset: Dataset, batch_size: int, device: torch.device) -> Iterator[pa.Table]:
     """Parts of about ``ROWS_A_PART`` galaxies."""
-    members: list[str] = list(modalities)
-    if config.objective.spectrum.ivar_aware and "spectrum" in modalities:
-        dataset.layout("ivar")  # refuses a dataset without
-        members.append("ivar")
     chunks = with_progress(
-        _chunks(dataset, members, batch_size),
+        _chunks(dataset, embedder.members, batch_size),
         total=sum(-(-shard.entry.samples // batch_size) for shard in dataset.shards),
         unit=f"batches of {batch_size}",
     )
     waiting: list[pa.Table] = []
     for chunk in chunks:
-        waiting.append(_embed(model, config, chunk, modalities, device))
+        waiting.append(_embed(embedder, chunk, device))
         if sum(table.num_rows for table in waiting) >= ROWS_A_PART:
             yield pa.concat_tables(waiting, promote_options="permissive")
             waiting = []
@@ -177,14 +154,11 @@ def _read(dataset: Dataset, shard: Shard, piece: Piece, members: Sequence[str], 
     )
 
 
-@torch.no_grad()
-def _embed(
-    model: TwoTower, config: RunConfig, chunk: _Chunk, modalities: Sequence[Modality], device: torch.device
-) -> pa.Table:
+def _embed(embedder: Embedder, chunk: _Chunk, device: torch.device) -> pa.Table:
     images, spectra, ivar = (
         chunk.members[m].to(device, non_blocking=True) if m in chunk.members else None for m in (*MODALITIES, "ivar")
     )
-    image, spectrum, _ = model(*evaluation_inputs(images, spectra, config.objective, ivar))
+    vectors = embedder(images, spectra, ivar)
     columns: dict[str, pa.Array] = {
         "key": pa.array(chunk.keys, pa.string()),
         "split": pa.array([chunk.shard.entry.split] * len(chunk.keys), pa.string()),
@@ -192,13 +166,23 @@ def _embed(
         "shard": pa.array([chunk.shard.entry.name] * len(chunk.keys), pa.string()),
         "row": pa.array(range(chunk.first_row, chunk.first_row + len(chunk.keys)), pa.int32()),
     }
-    for modality, vectors in zip(MODALITIES, (image, spectrum), strict=True):
-        if modality in modalities:
-            matrix = np.full((len(chunk.keys), config.objective.head.embedding), np.nan, np.float32)
-            if vectors is not None:
-                matrix[chunk.present[modality]] = vectors.float().cpu().numpy()
-            columns[embedding_column(modality)] = as_column(matrix)
+    for modality, size in embedder.sizes.items():
+        matrix = np.full((len(chunk.keys), size), np.nan, np.float32)
+        if modality in vectors:
+            matrix[chunk.present[modality]] = vectors[modality].cpu().numpy()
+            _leave_out_not_finite(matrix, modality, chunk)
+        columns[embedding_column(modality)] = as_column(matrix)
     return pa.table(columns | _metadata_columns(chunk.metadata))
+
+
+def _leave_out_not_finite(matrix: np.ndarray, modality: str, chunk: _Chunk) -> None:
+    """A galaxy whose values the encoder cannot bear gets no embedding of that modality: null, and a warning."""
+    bad = np.flatnonzero(chunk.present[modality] & ~np.isfinite(matrix).all(axis=1))
+    matrix[bad] = np.nan
+    for row in bad:
+        log.warning(
+            "%s of galaxy %s (%s): its embedding is not finite and left out", modality, chunk.keys[row], chunk.shard.url
+        )
 
 
 def _metadata_columns(metadata: Sequence[dict[str, Any]]) -> dict[str, pa.Array]:

@@ -99,7 +99,7 @@ def nearest(
         DataError: the embeddings lack the modality, or are damaged.
     """
     folder.require(among)
-    size = folder.manifest.embedding_size
+    size = folder.manifest.sizes[among]
     norm = np.linalg.norm(vector)
     if vector.shape != (size,) or not np.isfinite(norm) or norm == 0:
         raise ConfigError(

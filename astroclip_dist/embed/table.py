@@ -1,8 +1,9 @@
 """A folder of embeddings: Parquet parts and, written last, ``manifest.json`` with a hash of each part.
 
 Columns of a part: ``key``, ``split`` (string); ``dataset`` (int32, number in the manifest's list), ``shard`` (string),
-``row`` (int32): where the sample lies; ``image_embedding``, ``spectrum_embedding`` (list of D float32, unit norm, null
-where the galaxy lacks the modality); and one column for each scalar of the samples' metadata.
+``row`` (int32): where the sample lies; ``image_embedding``, ``spectrum_embedding`` (list of D float32, unit norm
+whatever the objective, null where the galaxy lacks the modality); and one column for each scalar of the samples'
+metadata.
 """
 
 from __future__ import annotations
@@ -38,16 +39,25 @@ class Part(_Strict):
 
 
 class EmbeddingManifest(_Strict):
-    """What a folder of embeddings holds and what made it."""
+    """What a folder of embeddings holds and what made it.
 
-    schema_version: Literal[1] = 1
+    Attributes:
+        objective: name of the objective that trained the encoders; only ``clip`` puts both modalities into one space.
+        sizes: numbers in an embedding of each modality that there is.
+    """
+
+    schema_version: Literal[2] = 2
     checkpoint: str
     dataset: tuple[str, ...]
     run: dict[str, Any]
-    embedding_size: int
-    modalities: tuple[Modality, ...]
+    objective: str
+    sizes: dict[Modality, int]
     rows: int
     parts: tuple[Part, ...]
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        return tuple(modality for modality in MODALITIES if modality in self.sizes)
 
 
 def embedding_column(modality: Modality) -> str:
@@ -207,7 +217,7 @@ def as_matrix(table: pa.Table, modality: Modality, folder: EmbeddingFolder) -> n
     Raises:
         DataError: of another type or size than the manifest says, or with values that are not finite.
     """
-    size = folder.manifest.embedding_size
+    size = folder.manifest.sizes[modality]
     name = embedding_column(modality)
     where = f"{folder.store.url}: {name}"
     if name not in table.column_names:

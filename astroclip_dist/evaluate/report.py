@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,84 +16,88 @@ from matplotlib.figure import Figure
 from astroclip_dist.data.lookup import SampleLookup
 from astroclip_dist.embed.table import EmbeddingTable
 from astroclip_dist.errors import DataError, StorageError, UserError
-from astroclip_dist.evaluate.figures import TITLES, draw_loss, draw_map, draw_redshifts, to_png
-from astroclip_dist.evaluate.held_out import HeldOut, hold_out
-from astroclip_dist.evaluate.knn import K
+from astroclip_dist.evaluate.figures import draw_loss, draw_map, draw_properties, draw_redshifts, to_png
+from astroclip_dist.evaluate.findings import REDSHIFT, Findings, measure
+from astroclip_dist.evaluate.gallery import Gallery, Runs, draw_gallery
+from astroclip_dist.evaluate.held_out import HeldOut
 from astroclip_dist.evaluate.panels import choose_queries, draw_retrieval, retrieve, with_all_modalities
-from astroclip_dist.evaluate.redshift import RedshiftResult, predict_redshifts
-from astroclip_dist.evaluate.retrieval import CrossModalRecall, cross_modal_recall
-from astroclip_dist.evaluate.verdict import write_verdict
+from astroclip_dist.evaluate.prediction import Prediction
 from astroclip_dist.store import Store
 from astroclip_dist.train.mlflow_run import read_history
 
 RESULTS_NAME = "results.json"
 
 
-def evaluate(embeddings_url: str, out_path: Path, run_url: str | None = None) -> dict[str, Any]:
+def evaluate(
+    embeddings_url: str,
+    out_path: Path,
+    *,
+    compare_with: Sequence[tuple[str, str]] = (),
+    properties: Sequence[str] | None = None,
+    runs: Runs | None = None,
+    spectra: str | None = None,
+) -> dict[str, Any]:
     """Evaluate embeddings on held-out galaxies and write the report.
 
     Args:
         embeddings_url: folder made by ``astroclip embed``.
         out_path: the HTML file; ``results.json`` goes into its folder. Both appear complete or not at all.
-        run_url: the run folder of the training, for its loss curve.
+        compare_with: (name, folder) of other embeddings of the same dataset, asked about the same galaxies.
+        properties: to predict beside redshift; None: those of ``prediction.PROPERTIES`` that the galaxies have.
+        runs: the trainings behind the embeddings, for the loss curve and figures of what they fill in and attend to.
+        spectra: another dataset for the latter.
 
     Returns:
         What ``results.json`` holds.
 
     Raises:
-        DataError, StorageError, CredentialsError
+        DataError, ConfigError, StorageError, CredentialsError
     """
+    runs = runs or Runs()
     table = EmbeddingTable.read(embeddings_url)
-    held_out = hold_out(table.strings("split"), table.strings("key"))
-    redshift = predict_redshifts(table, held_out)
-    recall = _recall(table, held_out)
-    history, loss_note = _loss_history(run_url)
-    panels, panel_note = _panels(table, held_out)
+    others = [(name, EmbeddingTable.read(url)) for name, url in compare_with]
+    findings = measure(table, others, properties)
+    history, loss_note = _loss_history(runs.embedded)
+    panels, panel_note = _panels(table, findings.held_out)
     datasets, source_note = _describe_datasets(table)
+    gallery = draw_gallery(runs, table.manifest.dataset, spectra)
     results: dict[str, Any] = {
-        "schema_version": 1,
-        "verdict": write_verdict(redshift, recall, held_out.note),
-        "galaxies": {
-            "all": len(table),
-            "neighbours": int(held_out.neighbours.sum()),
-            "held_out": int(held_out.queries.sum()),
-            "note": held_out.note,
-        },
-        "redshift": _redshift_results(redshift),
-        "cross_modal": {direction: asdict(result) for direction, result in recall.items()},
+        "schema_version": 2,
+        **findings.as_json(),
+        "reconstruction": gallery.measured,
         "lineage": {
             "embeddings": table.url,
-            "embedding_size": table.manifest.embedding_size,
+            "sizes": table.manifest.sizes,
+            "objective": table.manifest.objective,
             "checkpoint": table.manifest.checkpoint,
             "run": table.manifest.run,
             "datasets": datasets,
+            "compared": [
+                {"name": name, "embeddings": other.url, "checkpoint": other.manifest.checkpoint}
+                for name, other in others
+            ],
             "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         },
-        "notes": [note for note in (loss_note, panel_note, source_note) if note],
+        "notes": [note for note in (loss_note, panel_note, source_note, *gallery.notes) if note],
     }
-    z = table.numbers("redshift") if "redshift" in table.columns.column_names else np.full(len(table), np.nan)
-    figures: dict[str, Figure | None] = {
-        "redshift": draw_redshifts(redshift) if isinstance(redshift, RedshiftResult) else None,
-        "map": draw_map(table.embeddings, z),
-        "loss": draw_loss(history) if history else None,
-    }
-    page = _render(results, {name: figure for name, figure in figures.items() if figure is not None}, panels)
+    page = _render(results, _charts(table, findings, history), panels, gallery)
     _write(out_path, page.encode())
     _write(out_path.parent / RESULTS_NAME, json.dumps(results, indent=1).encode())
     return results
 
 
-def _recall(table: EmbeddingTable, held_out: HeldOut) -> dict[str, CrossModalRecall]:
-    if set(table.embeddings) != {"image", "spectrum"}:
-        return {}
-    pairs = with_all_modalities(table, held_out.partners)
-    if len(pairs) < 2:
-        return {}
-    image, spectrum = table.embeddings["image"][pairs], table.embeddings["spectrum"][pairs]
-    return {
-        "image to spectrum": cross_modal_recall(image, spectrum),
-        "spectrum to image": cross_modal_recall(spectrum, image),
-    }
+def _charts(table: EmbeddingTable, findings: Findings, history: list[tuple[int, float]]) -> dict[str, Figure]:
+    """By name, those for which there is something to draw."""
+    methods, redshift = findings.methods, findings.redshift
+    z = table.numbers(REDSHIFT) if REDSHIFT in table.columns.column_names else np.full(len(table), np.nan)
+    charts = {"map": draw_map([method for method in methods if method.modality is not None], z)}
+    if isinstance(redshift, Prediction):
+        charts["redshift"] = draw_redshifts(redshift, methods)
+    if len(findings.predicted) > 1:
+        charts["properties"] = draw_properties(findings.predicted, methods)
+    if history:
+        charts["loss"] = draw_loss(history)
+    return charts
 
 
 def _loss_history(run_url: str | None) -> tuple[list[tuple[int, float]], str | None]:
@@ -129,31 +133,17 @@ def _describe_datasets(table: EmbeddingTable) -> tuple[list[dict[str, Any]], str
     return described, None
 
 
-def _redshift_results(result: RedshiftResult | str) -> dict[str, Any]:
-    if isinstance(result, str):
-        return {"note": result}
-    return {
-        "known": result.known,
-        "held_out": len(result.truth),
-        "k": K,
-        "methods": {name: asdict(quality) for name, quality in result.quality.items()},
-        "r2_over_magnitudes": {
-            name: {"difference": difference, "low": low, "high": high}
-            for name, (difference, low, high) in result.over_magnitudes.items()
-        },
-    }
-
-
-def _render(results: dict[str, Any], figures: dict[str, Figure], panels: list[Figure]) -> str:
+def _render(results: dict[str, Any], figures: dict[str, Figure], panels: list[Figure], gallery: Gallery) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("astroclip_dist.evaluate", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
     template = environment.get_template("report.html.jinja")
     return template.render(
         results=results,
-        titles=TITLES,
         figures={name: _inline(figure) for name, figure in figures.items()},
         panels=[_inline(figure) for figure in panels],
+        reconstructions=[(caption, _inline(figure)) for caption, figure in gallery.reconstructions],
+        attention=[(caption, _inline(figure)) for caption, figure in gallery.attention],
     )
 
 

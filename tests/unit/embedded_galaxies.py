@@ -73,10 +73,10 @@ def write_embeddings(
     vectors: dict[str, np.ndarray],
     datasets: Sequence[str] = (),
     part_rows: int = 100,
+    objective: str = "clip",
 ) -> str:
     """A folder as ``astroclip embed`` writes it; NaN vectors become null. Returns its URL."""
     store = Store(folder)
-    size = next(iter(vectors.values())).shape[1]
     parts = []
     for number, first in enumerate(range(0, len(rows), part_rows)):
         table = pa.Table.from_pylist(list(rows[first : first + part_rows]))
@@ -90,12 +90,12 @@ def write_embeddings(
         store.put(name, sink.getvalue())
         parts.append({"name": name, "rows": len(table), "sha256": hashlib.sha256(sink.getvalue()).hexdigest()})
     manifest = {
-        "schema_version": 1,
+        "schema_version": 2,
         "checkpoint": "file:///runs/x/checkpoints/step-000000100",
         "dataset": list(datasets),
-        "run": {"objective": "clip", "mlflow_run_id": "abc"},
-        "embedding_size": size,
-        "modalities": [modality for modality in MODALITIES if modality in vectors],
+        "run": {"url": "file:///runs/x", "step": 100},
+        "objective": objective,
+        "sizes": {modality: vectors[modality].shape[1] for modality in MODALITIES if modality in vectors},
         "rows": len(rows),
         "parts": parts,
     }

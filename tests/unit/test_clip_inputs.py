@@ -11,7 +11,8 @@ from torch import Tensor
 
 from astroclip_dist.config import RunConfig, parse_config
 from astroclip_dist.config.augmentation import ViewRecipe
-from astroclip_dist.config.objective import ClipAlignment
+from astroclip_dist.config.model import SpectrumEncoder
+from astroclip_dist.config.schedule import RunSteps
 from astroclip_dist.data.augment import augment
 from astroclip_dist.data.dataset import Dataset
 from astroclip_dist.data.draws import stream_key
@@ -21,10 +22,9 @@ from astroclip_dist.data.spectra import slice_spectra
 from astroclip_dist.data.stream import Batch, Stream
 from astroclip_dist.embed.export import export_embeddings
 from astroclip_dist.errors import ConfigError, DataError
-from astroclip_dist.models.two_tower import TwoTower
 from astroclip_dist.objectives import build_objective
-from astroclip_dist.objectives.base import Objective
-from astroclip_dist.objectives.clip import evaluation_inputs
+from astroclip_dist.objectives.clip import ClipObjective, Pairs
+from astroclip_dist.objectives.inputs import image_inputs, spectrum_tokens
 from astroclip_dist.parallel.engines import build_engine
 from astroclip_dist.parallel.process_group import join, leave
 from astroclip_dist.store import Store
@@ -58,9 +58,16 @@ def configure(data: str, image: str = "", spectrum: str = "", augmentation: str 
     return parse_config(CONFIG.format(data=data, image=image, spectrum=spectrum, augmentation=augmentation), "test")
 
 
-def prepared(config: RunConfig) -> tuple[Objective, Batch, tuple[torch.Tensor, ...]]:
+def objective_for(config: RunConfig, dataset: Dataset) -> ClipObjective:
+    steps = RunSteps(total=1, per_epoch=1, global_batch=8)
+    objective = build_objective(config, dataset, steps, torch.device("cpu"))
+    assert isinstance(objective, ClipObjective)
+    return objective
+
+
+def prepared(config: RunConfig) -> tuple[ClipObjective, Batch, Pairs]:
     dataset = Dataset.open([str(config.data[0])], ["train"])
-    objective = build_objective(config, dataset, torch.device("cpu"))
+    objective = objective_for(config, dataset)
     order = Order(dataset.shard_samples, seed=0, lanes=1, global_batch=8, window_shards=1)
     with Stream(dataset, order, objective.members, rank=0, world_size=1, cursor=Cursor()) as stream:
         batch = next(stream)
@@ -74,28 +81,27 @@ def test_every_augmentation_can_be_switched_on(data: str) -> None:
         "apply_probability: upstream_inverted, reddening: true}"
     )
     config = configure(data, augmentation=options)
-    _, batch, (views, _) = prepared(config)
+    _, batch, inputs = prepared(config)
     recipe = ViewRecipe(size=18, **config.objective.augmentation.model_dump())
     expected = augment(batch.members["image"], batch.draw_ids, stream_key("image view", 4), recipe)
-    torch.testing.assert_close(views, stretch(expected, "rgb"), rtol=0, atol=1e-6)
-    assert not torch.equal(views, prepared(configure(data))[2][0])
+    torch.testing.assert_close(inputs.images, stretch(expected, "rgb"), rtol=0, atol=1e-6)
+    assert not torch.equal(inputs.images, prepared(configure(data))[2].images)
 
 
 def test_inverse_variances_are_read_where_they_are_asked_for(data: str) -> None:
     assert list(prepared(configure(data))[0].members) == ["image", "spectrum"]
     config = configure(data, spectrum=", ivar_aware: true, weighted_mean: true")
-    objective, batch, (_, tokens) = prepared(config)
+    objective, batch, inputs = prepared(config)
     assert list(objective.members) == ["image", "spectrum", "ivar"]
     batch.members["ivar"][:, 30:60] = 0
     expected = slice_spectra(batch.members["spectrum"], 20, 10, batch.members["ivar"], weighted_mean=True)
-    masked = objective.prepare(batch)[1]
+    masked = objective.prepare(batch).spectra
     assert torch.equal(masked, expected)
-    assert not torch.equal(masked, tokens)
-    found = evaluation_inputs(None, batch.members["spectrum"], config.objective, batch.members["ivar"])[1]
-    assert found is not None
-    assert torch.equal(found, expected)
+    assert not torch.equal(masked, inputs.spectra)
+    encoder = objective.config.spectrum
+    assert torch.equal(spectrum_tokens(batch.members["spectrum"], encoder, batch.members["ivar"]), expected)
     with pytest.raises(DataError, match="needs the inverse variances"):
-        evaluation_inputs(None, batch.members["spectrum"], config.objective)
+        spectrum_tokens(batch.members["spectrum"], encoder)
 
 
 def test_embeddings_are_made_with_the_inverse_variances(
@@ -105,20 +111,16 @@ def test_embeddings_are_made_with_the_inverse_variances(
     config = configure(data, spectrum=", ivar_aware: true").model_copy(update={"run": str(tmp_path / "run")})
     register(Store(config.run), config)
     ranks = join("cpu", 60)
-    torch.manual_seed(5)
-    save(
-        Store(config.run), build_engine(config, ranks, TwoTower(config.objective, IMAGE, SPECTRUM)), Progress(step=1), 1
-    )
+    model = objective_for(config, Dataset.open([data], ["train"])).build()
+    save(Store(config.run), build_engine(config, ranks, model), Progress(step=1), 1)
     leave(ranks)
     read: list[Tensor | None] = []
 
-    def spy(
-        images: Tensor | None, spectra: Tensor | None, objective: ClipAlignment, ivar: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def spy(spectra: Tensor, encoder: SpectrumEncoder, ivar: Tensor | None) -> Tensor:
         read.append(ivar)
-        return evaluation_inputs(images, spectra, objective, ivar)
+        return spectrum_tokens(spectra, encoder, ivar)
 
-    monkeypatch.setattr("astroclip_dist.embed.export.evaluation_inputs", spy)
+    monkeypatch.setattr("astroclip_dist.embed.embedder.spectrum_tokens", spy)
     cpu = torch.device("cpu")
     export_embeddings(config.run, [data], str(tmp_path / "out"), splits=["train"], batch_size=8, device=cpu)
     assert [ivar is not None and bool((ivar == 400).all()) for ivar in read] == [True, True]
@@ -135,14 +137,12 @@ def test_embeddings_are_made_with_the_inverse_variances(
 
 def test_zscore_of_training_and_evaluation(data: str) -> None:
     config = configure(data, image=", stretch: zscore, zscore: {mean: [0, 1, 2], std: [1, 2, 4]}")
-    _, batch, (views, _) = prepared(config)
+    objective, batch, inputs = prepared(config)
     crop = batch.members["image"][:, :, 3:21, 3:21]
     expected = (crop - torch.tensor([0.0, 1, 2]).view(3, 1, 1)) / torch.tensor([1.0, 2, 4]).view(3, 1, 1)
-    found = evaluation_inputs(batch.members["image"], None, config.objective)[0]
-    assert found is not None
-    torch.testing.assert_close(found, expected)
-    assert views.shape == found.shape
-    assert np.isfinite(views.numpy()).all()
+    torch.testing.assert_close(image_inputs(batch.members["image"], objective.config.image), expected)
+    assert inputs.images.shape == expected.shape
+    assert np.isfinite(inputs.images.numpy()).all()
 
 
 @pytest.mark.parametrize(

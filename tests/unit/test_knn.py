@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 
 from astroclip_dist.evaluate.held_out import hold_out
 from astroclip_dist.evaluate.knn import knn_regression, standardise
-from astroclip_dist.evaluate.metrics import r2, r2_difference, redshift_quality
+from astroclip_dist.evaluate.metrics import r2, r2_difference, r2_interval, redshift_errors
 
 
 @pytest.mark.parametrize(("n", "m", "d", "k"), [(500, 1300, 32, 16), (40, 7, 3, 1), (5, 3, 2, 16)])
@@ -51,13 +51,15 @@ def test_standardise_equals_scikit_learn_and_survives_a_constant() -> None:
 def test_measures_on_a_worked_example() -> None:
     truth = np.array([0.0, 0.25, 0.6, 1.0, 0.5])
     residual = np.array([0.01, -0.01, 0.02, 0.3, 0.0])
-    quality = redshift_quality(truth, truth + residual * (1 + truth))
+    predicted = truth + residual * (1 + truth)
+    quality = redshift_errors(truth, predicted)
     assert quality.bias == pytest.approx(0.064)
     assert quality.outlier_fraction == pytest.approx(0.2)
     # median residual 0.01; deviations 0, 0.02, 0.01, 0.29, 0.01; their median 0.01
     assert quality.sigma_nmad == pytest.approx(0.014826)
-    assert quality.r2 == pytest.approx(r2_score(truth, truth + residual * (1 + truth)))
-    assert quality.r2_low <= quality.r2 <= quality.r2_high
+    interval = r2_interval(truth, predicted)
+    assert interval.value == pytest.approx(r2_score(truth, predicted))
+    assert interval.low <= interval.value <= interval.high
 
 
 def test_r2_of_perfect_mean_and_constant() -> None:

@@ -78,10 +78,10 @@ def test_damage_is_named(url: str) -> None:
     break_manifest(store, rows=N + 1)
     with pytest.raises(DataError, match="rows"):
         EmbeddingTable.read(url)
-    break_manifest(store, rows=N, embedding_size=D + 1)
+    break_manifest(store, rows=N, sizes={"image": D + 1, "spectrum": D})
     with pytest.raises(DataError, match=r"image_embedding.*lists of 8 values.*Expected are 9"):
         EmbeddingTable.read(url)
-    break_manifest(store, schema_version=2)
+    break_manifest(store, schema_version=1)
     with pytest.raises(DataError, match="schema_version"):
         EmbeddingTable.read(url)
     store.delete(["manifest.json"])
