@@ -18,8 +18,10 @@ from astroclip_dist.config.model import TransformerSize
 from astroclip_dist.config.run import Optimizer
 from astroclip_dist.data.order import Cursor
 from astroclip_dist.errors import DataError, StorageError
+from astroclip_dist.models.initial import InitialValues, initialise
+from astroclip_dist.models.sequences import pack
 from astroclip_dist.models.transformer import Block
-from astroclip_dist.parallel.engines import Engine
+from astroclip_dist.parallel.engines import Engine, StepRates
 from astroclip_dist.parallel.engines.ddp import Ddp
 from astroclip_dist.parallel.engines.fsdp import Fsdp
 from astroclip_dist.parallel.process_group import Ranks, join, leave
@@ -35,14 +37,29 @@ from astroclip_dist.train.checkpoint import (
 from tests.rank_pool import RankPool
 
 OPTIMIZER = Optimizer(lr=1e-2)
-SIZE = TransformerSize(width=16, depth=1, heads=2)
+
+
+class Small(nn.Sequential):
+    """(n, tokens, 8) to (rows, 3)."""
+
+    def __init__(self, width: int) -> None:
+        block = Block(TransformerSize(width=width, depth=1, heads=2))
+        super().__init__(nn.Linear(8, width), block, nn.Linear(width, 3))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        packed, packing = pack([self[0](tokens)])
+        return self[2](self[1](packed, packing))
 
 
 def model(width: int = 16) -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(8, width), Block(TransformerSize(width=width, depth=1, heads=2)), nn.Linear(width, 3)
-    )
+    made = Small(width)
+    initialise(made, InitialValues(made, seed=0))
+    return made
+
+
+def sharded(ranks: Ranks) -> Fsdp:
+    made = model()
+    return Fsdp(FsdpEngine(), ranks, made, OPTIMIZER, InitialValues(made, seed=0))
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +72,18 @@ def ranks() -> Iterator[Ranks]:
 
 @pytest.fixture
 def new_engine(ranks: Ranks) -> Callable[[], Engine]:
-    return lambda: Ddp(DdpEngine(), ranks, model(), OPTIMIZER)
+    def new() -> Engine:
+        made = model()
+        return Ddp(DdpEngine(), ranks, made, OPTIMIZER, InitialValues(made, seed=0))
+
+    return new
 
 
 def train(engine: Engine, steps: int = 1) -> None:
     """A few steps on random numbers, so that weights, moments and step counts are all different from fresh ones."""
     for _ in range(steps):
         engine.backward(engine.forward(torch.randn(4, 5, 8)).square().mean(), last=True)
-        engine.step(1e-2)
+        engine.step(StepRates(1e-2, 0.05))
 
 
 def copy(engine: Engine) -> dict[str, torch.Tensor]:
@@ -264,7 +285,7 @@ def restore_sharded(run: str, damaged_rank: int | None) -> tuple[int, bool]:
     import torch.distributed as dist
 
     ranks = Ranks(dist.get_rank(), dist.get_world_size(), dist.get_rank(), torch.device("cpu"), made_group=False)
-    engine, states = Fsdp(FsdpEngine(), ranks, model(), OPTIMIZER), {}
+    engine, states = sharded(ranks), {}
     for step in (10, 20):
         train(engine)
         save(Store(run), engine, Progress(step), keep_last=5)
@@ -272,7 +293,7 @@ def restore_sharded(run: str, damaged_rank: int | None) -> tuple[int, bool]:
     if damaged_rank == ranks.rank:
         flip(Path(run) / "checkpoints" / "step-000000020" / f"rank-{damaged_rank:05d}.safetensors", -100)
     dist.barrier()
-    fresh = Fsdp(FsdpEngine(), ranks, model(), OPTIMIZER)
+    fresh = sharded(ranks)
     progress = restore(Store(run), fresh)
     assert progress is not None
     found = {name: tensor.full_tensor() for name, tensor in fresh.state().items() if "exp" in name}
@@ -291,7 +312,7 @@ def save_with_a_full_disk_on_one_rank(run: str) -> str:
     import torch.distributed as dist
 
     ranks = Ranks(dist.get_rank(), dist.get_world_size(), dist.get_rank(), torch.device("cpu"), made_group=False)
-    engine = Fsdp(FsdpEngine(), ranks, model(), OPTIMIZER)
+    engine = sharded(ranks)
     # A folder where the file should be.
     url = Store(run) if ranks.rank == 0 else Store("/dev/null/run")
     try:

@@ -15,10 +15,11 @@ from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.data.spectra import slice_spectra
 from astroclip_dist.models.attention_pool import AttentionPool
 from astroclip_dist.models.image_encoder import ImageTransformer
+from astroclip_dist.models.initial import InitialValues, initialise
 from astroclip_dist.models.spectrum_encoder import SpectrumTransformer
 from astroclip_dist.models.two_tower import TwoTower
 from astroclip_dist.parallel.contrastive import contrastive_loss
-from astroclip_dist.parallel.engines import Engine
+from astroclip_dist.parallel.engines import Engine, StepRates
 from astroclip_dist.parallel.engines.ddp import Ddp
 from astroclip_dist.parallel.engines.fsdp import Fsdp
 from astroclip_dist.parallel.process_group import Ranks
@@ -32,8 +33,9 @@ BINS = 120
 
 
 def small(**changes: object) -> TwoTower:
-    torch.manual_seed(0)
-    return TwoTower(SMALL.model_copy(update=changes), ImageLayout(size=24), SpectrumLayout(size=BINS))
+    model = TwoTower(SMALL.model_copy(update=changes), ImageLayout(size=24), SpectrumLayout(size=BINS))
+    initialise(model, InitialValues(model, seed=0))
+    return model
 
 
 def inputs(samples: int = 4, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,6 +133,7 @@ def test_the_place_of_a_slice_matters() -> None:
 def test_patches_are_cut_as_a_strided_convolution_would() -> None:
     """The patch embedding of Dosovitskiy et al. (2021) is a convolution; ours is a linear layer over cut patches."""
     encoder = ImageTransformer(IMAGE, bands=3)
+    initialise(encoder, InitialValues(encoder, seed=0))
     with torch.no_grad():
         encoder.position.zero_()
     encoder.blocks, encoder.norm = nn.ModuleList(), nn.Identity()
@@ -181,11 +184,12 @@ def test_frozen_backbones_stay_and_heads_learn() -> None:
 def few_losses(engine: str, precision: str, steps: int) -> list[float]:
     """Losses of a few steps of one rank of a group, on the same batch each time."""
     ranks = Ranks(dist.get_rank(), dist.get_world_size(), dist.get_rank(), torch.device("cpu"), made_group=False)
-    optimizer = Optimizer(lr=1e-3)
+    optimizer, model = Optimizer(lr=1e-3), small()
+    values = InitialValues(model, seed=0)
     laid_out: Engine = (
-        Ddp(DdpEngine(precision=precision), ranks, small(), optimizer)
+        Ddp(DdpEngine(precision=precision), ranks, model, optimizer, values)
         if engine == "ddp"
-        else Fsdp(FsdpEngine(precision=precision), ranks, small(), optimizer)
+        else Fsdp(FsdpEngine(precision=precision), ranks, model, optimizer, values)
     )
     laid_out.train()
     losses = []
@@ -193,7 +197,7 @@ def few_losses(engine: str, precision: str, steps: int) -> list[float]:
         image, spectrum, scale = laid_out.forward(*inputs(8, seed=ranks.rank))
         loss = contrastive_loss(image, spectrum, scale)
         laid_out.backward(loss, last=True)
-        laid_out.step(1e-3)
+        laid_out.step(StepRates(1e-4, 0.05))
         mean = loss.detach().clone()
         dist.all_reduce(mean, dist.ReduceOp.AVG)
         losses.append(mean.item())

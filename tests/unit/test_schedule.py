@@ -1,4 +1,4 @@
-"""The learning rate: its shape, its ends, and that nothing but the step decides it."""
+"""Values that change with the step: their shapes, their ends, and that nothing but the step decides them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astroclip_dist.config.schedule import WarmupCosine
+from astroclip_dist.config.schedule import Cosine, Ramp, RunSteps, WarmupCosine
+from astroclip_dist.config.units import TrainingLength
 
 SCHEDULE = WarmupCosine(peak=1e-3, final=1e-5, warmup_steps=10, total_steps=110)
 
@@ -44,3 +45,23 @@ def test_never_outside_its_bounds_and_falling_after_the_warm_up(
     after = rates[warmup:]
     assert all(share * peak * (1 - 1e-12) <= rate <= peak * (1 + 1e-12) for rate in after)
     assert all(later <= earlier for earlier, later in pairwise(after))
+
+
+def test_half_a_cosine_that_may_rise() -> None:
+    """The teacher's momentum (DINO, Caron et al. 2021, section 3.2): slow at both ends."""
+    momentum = Cosine(0.994, 1.0, 100)
+    assert [momentum(step) for step in (0, 50, 100, 400)] == pytest.approx([0.994, 0.997, 1.0, 1.0], abs=1e-12)
+    assert momentum(10) - momentum(0) < momentum(55) - momentum(45)
+
+
+def test_a_ramp_is_a_line_then_constant() -> None:
+    temperature = Ramp(0.04, 0.07, 30)
+    assert [temperature(step) for step in (0, 10, 30, 31)] == pytest.approx([0.04, 0.05, 0.07, 0.07])
+
+
+def test_lengths_in_every_unit_are_steps() -> None:
+    steps = RunSteps(total=1000, per_epoch=50, global_batch=64)
+    assert steps.of(TrainingLength(7, "steps")) == 7
+    assert steps.of(TrainingLength(2, "epochs")) == 100
+    assert steps.of(TrainingLength(6400, "samples")) == 100
+    assert steps.of(TrainingLength(0, "epochs")) == steps.of(None) == 0

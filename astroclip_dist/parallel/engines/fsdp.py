@@ -66,12 +66,21 @@ class Fsdp(TorchEngine):
 
 
 def _prefetch(module: nn.Module, ahead: int) -> None:
-    """Let each block of an encoder gather the ``ahead`` blocks that follow it in forward, and in backward."""
-    for encoder in [part for part in module.modules() if isinstance(part, nn.ModuleList)]:
-        blocks: list[FSDPModule] = [block for block in encoder if isinstance(block, FSDPModule)]
+    """Let each block gather the ``ahead`` blocks that follow it: in forward those of its encoder, in backward all that
+    are trained."""
+    if not ahead:
+        return
+    stacks = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
+    # Blocks that fully_shard has made FSDPModules as well.
+    encoders: list[list[Any]] = [[block for block in stack if isinstance(block, FSDPModule)] for stack in stacks]
+    for blocks in encoders:
         for number, block in enumerate(blocks):
             block.set_modules_to_forward_prefetch(blocks[number + 1 : number + 1 + ahead])
-            block.set_modules_to_backward_prefetch(blocks[max(0, number - ahead) : number][::-1])
+    trained = [block for blocks in encoders for block in blocks if any(p.requires_grad for p in block.parameters())]
+    for number, block in enumerate(trained):
+        following = trained[max(0, number - ahead) : number][::-1]
+        # Told of none, FSDP2 gathers what ran before in forward: a teacher, for which there is no backward.
+        block.set_modules_to_backward_prefetch(following or [block])
 
 
 @torch.no_grad()
