@@ -6,29 +6,37 @@ import multiprocessing
 import os
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import Any
-
-_ANSWER_S = 120.0
 
 
 class RankPool:
     """``run(function, *args)`` calls a module-level function on every rank and gives the list of results."""
 
-    def __init__(self, world_size: int) -> None:
-        self._world_size = world_size
+    def __init__(self, world_size: int, patience_s: float = 120.0, preload: Sequence[str] = ()) -> None:
+        """
+        Args:
+            patience_s: how long a rank may take to answer.
+            preload: modules that are imported once, by a process from which the ranks are forked, rather than by each.
+        """
+        self._world_size, self._patience_s, self._preload = world_size, patience_s, list(preload)
         self._ranks: list[tuple[BaseProcess, Connection]] = []
 
     def _start(self) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        context = multiprocessing.get_context("spawn")
+        context: SpawnContext | ForkServerContext = multiprocessing.get_context("spawn")
+        if self._preload:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(self._preload)
         for rank in range(self._world_size):
             here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(there, rank, self._world_size, port), daemon=True)
+            arguments = (there, rank, self._world_size, port)
+            process: BaseProcess = context.Process(target=_serve, args=arguments, daemon=True)
             process.start()
             there.close()
             self._ranks.append((process, here))
@@ -41,7 +49,7 @@ class RankPool:
             pipe.send((function, args))
         answers: list[Any] = []
         for rank, (_, pipe) in enumerate(self._ranks):
-            patience = 5.0 if any(isinstance(answer, AssertionError) for answer in answers) else _ANSWER_S
+            patience = 5.0 if any(isinstance(answer, AssertionError) for answer in answers) else self._patience_s
             try:
                 answers.append(pipe.recv() if pipe.poll(patience) else AssertionError(f"rank {rank} hangs"))
             except EOFError:

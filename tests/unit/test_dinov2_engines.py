@@ -55,16 +55,14 @@ def test_two_ranks_train_as_one(data: str, engine: str, two_ranks: RankPool, exp
     check(two_ranks.run(curve, data, engine), expected["centring"])
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp", "zero3"])
-def test_sinkhorn_is_over_all_ranks_and_micro_batches(
-    data: str, engine: str, two_ranks: RankPool, expected: dict[str, Curve]
+@pytest.mark.parametrize(
+    ("engine", "targets"),
+    [("ddp", "sinkhorn"), ("fsdp", "centring"), ("fsdp", "sinkhorn"), ("zero2", "centring"), ("zero3", "sinkhorn")],
+)
+def test_micro_batches_change_nothing(
+    data: str, engine: str, targets: str, two_ranks: RankPool, expected: dict[str, Curve]
 ) -> None:
-    check(two_ranks.run(curve, data, engine, "sinkhorn", "4"), expected["sinkhorn"])
-
-
-@pytest.mark.parametrize("engine", ["ddp", "fsdp", "zero2", "zero3"])
-def test_micro_batches_change_nothing(data: str, engine: str, two_ranks: RankPool, expected: dict[str, Curve]) -> None:
-    check(two_ranks.run(curve, data, engine, "centring", "4"), expected["centring"])
+    check(two_ranks.run(curve, data, engine, targets, "4"), expected[targets])
 
 
 @pytest.mark.parametrize("targets", ["centring", "sinkhorn"])
@@ -84,9 +82,7 @@ def restore_and_train(data: str, engine: str, run: str) -> Curve:
     return trained.train(2, STEPS)
 
 
-@pytest.mark.parametrize(
-    ("saved_by", "restored_by"), [("ddp", "fsdp"), ("fsdp", "zero3"), ("zero3", "zero1"), ("zero2", "ddp")]
-)
+@pytest.mark.parametrize(("saved_by", "restored_by"), [("fsdp", "zero3"), ("zero3", "ddp"), ("zero2", "fsdp")])
 def test_teacher_and_centres_move_between_engines(
     data: str, saved_by: str, restored_by: str, tmp_path: Path, two_ranks: RankPool, expected: dict[str, Curve]
 ) -> None:
