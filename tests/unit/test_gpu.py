@@ -46,7 +46,7 @@ OBJECTIVES = {
     "clip": f"{{image: {IMAGE}, spectrum: {SPECTRUM}, head: {{embedding: 32, dropout: 0.1}}}}",
     "dinov2": f"{{name: dinov2, image: {IMAGE}, global_views: {{count: 2, size: 18}}, drop_path: 0.25, "
     "local_views: {count: 4, size: 12}, head: {layers: 2, hidden: 64, bottleneck: 32, prototypes: 128}}",
-    "masked_spectrum": f"{{name: masked_spectrum, spectrum: {SPECTRUM}, mask_width: 2}}",
+    "masked_spectrum": f"{{name: masked_spectrum, spectrum: {SPECTRUM}, masks: 2, mask_width: 3}}",
 }
 ENGINES = {
     "ddp": "{name: ddp}",
@@ -164,7 +164,7 @@ def test_teacher_follows_as_whole_weights_would(data: str, ranks: Ranks, engine:
         assert torch.allclose(after[name], torch.lerp(before[name], student, 0.1), rtol=1e-5, atol=1e-7), name
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp", "zero3"])
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
 @pytest.mark.parametrize("recompute", ["selective", "full"])
 def test_recomputation_changes_memory_alone(data: str, ranks: Ranks, engine: str, recompute: str) -> None:
     def peak_and_losses(recompute: str) -> tuple[int, list[float]]:

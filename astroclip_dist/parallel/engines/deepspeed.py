@@ -9,6 +9,7 @@ backbone) are kept here, so that a teacher moves by less than bf16 resolves, and
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import deepspeed
@@ -60,6 +61,8 @@ class DeepSpeedZero(Engine):
         # The group is there already, with gloo beside NCCL: DeepSpeed is told which of them carries gradients.
         backend = "nccl" if ranks.device.type == "cuda" else "gloo"
         deepspeed.init_distributed(dist_backend=backend, dist_init_required=False)
+        # It insists on this variable, which a process that was started alone does not have.
+        os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))
         initialise(module, values, ranks.device)
         self._dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         frozen = [parameter for parameter in module.parameters() if not parameter.requires_grad]
