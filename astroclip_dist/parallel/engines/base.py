@@ -40,6 +40,8 @@ class Engine(ABC):
     def step(self, rates: StepRates) -> Tensor:
         """Clip and apply the gradients, unless their norm over all ranks is not finite.
 
+        Clipped is the norm of all parameters together; the published DINOv2 training clips backbone and heads apart.
+
         Returns:
             That norm before clipping, 0-d, the same on all ranks. If it is not finite nothing was changed, and the
             gradients are forgotten.
