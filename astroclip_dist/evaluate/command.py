@@ -19,8 +19,7 @@ def add_parser(subparsers: Any) -> None:
         action="append",
         type=_named,
         default=[],
-        help="other embeddings of the same dataset, asked about the very same galaxies; may be given several times, a "
-        "name too, if the modalities differ",
+        help="other embeddings of the same dataset, asked about the very same galaxies; may be given several times",
     )
     parser.add_argument(
         "--properties",

@@ -34,7 +34,7 @@ MAP_POINTS = 20_000
 def draw_redshifts(redshift: Prediction, methods: Sequence[Method]) -> Figure:
     """Predicted against spectroscopic redshift, one panel a method, all on the same galaxies and axes."""
     with matplotlib.rc_context(STYLE):
-        figure, panels = _grid(len(methods), 3, 3.3, 3.6, share=True)
+        figure, panels = _grid(len(methods), 3, 3.3, 3.6)
         truth = redshift.truth
         top = 1.03 * max(truth.max(), *(values.max() for values in redshift.predicted.values()))
         for number, (panel, method) in enumerate(zip(panels, methods, strict=True)):
@@ -55,7 +55,7 @@ def draw_redshifts(redshift: Prediction, methods: Sequence[Method]) -> Figure:
 def draw_properties(predictions: Mapping[str, Prediction], methods: Sequence[Method]) -> Figure:
     """R2 of every property with its 95 %, a row a method, a panel a property."""
     with matplotlib.rc_context(STYLE):
-        figure, panels = _grid(len(predictions), 5, 2.1, 0.9 + 0.27 * len(methods), share=False, left=1.3)
+        figure, panels = _grid(len(predictions), 5, 2.1, 0.9 + 0.27 * len(methods), left=1.3)
         for number, (panel, (name, prediction)) in enumerate(zip(panels, predictions.items(), strict=True)):
             for row, method in enumerate(methods):
                 found = prediction.r2[method.key]
@@ -77,7 +77,7 @@ def draw_map(methods: Sequence[Method], redshift: np.ndarray) -> Figure:
         redshift: (n,), NaN where unknown.
     """
     with matplotlib.rc_context(STYLE):
-        figure, panels = _grid(len(methods), 2, 4.9, 4.2, share=False)
+        figure, panels = _grid(len(methods), 2, 4.9, 4.2)
         known = redshift[np.isfinite(redshift)]
         low, high = np.percentile(known, [2, 98]) if len(known) else (0.0, 1.0)
         for panel, method in zip(panels, methods, strict=True):
@@ -127,25 +127,19 @@ def to_png(figure: Figure) -> bytes:
     return out.getvalue()
 
 
-def _grid(
-    count: int, columns: int, width: float, height: float, *, share: bool, left: float = 0.0
-) -> tuple[Figure, list[Axes]]:
+def _grid(count: int, columns: int, width: float, height: float, *, left: float = 0.0) -> tuple[Figure, list[Axes]]:
     """A figure with ``count`` panels of a size in inches, row by row; ``left``: room for the labels of the first."""
     columns = min(columns, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(width * columns + left, height * rows), layout="constrained")
-    panels = list(figure.subplots(rows, columns, sharex=share, sharey=share, squeeze=False).flat)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for panel in panels[count:]:
         panel.set_visible(False)
-    if share:
-        # A panel above an empty place is the lowest of its column.
-        for panel in panels[max(0, count - columns) : count]:
-            panel.tick_params(labelbottom=True)
     return figure, panels[:count]
 
 
 def _colour(method: Method) -> str:
-    return (COLOURS if method.against is None else _PALE)[method.modality]
+    return (COLOURS if method.evaluated else _PALE)[method.modality]
 
 
 def _principal_axes(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -88,7 +88,7 @@ def measure(
 
     Raises:
         DataError: others lack galaxies of the table; a property is absent or no number.
-        ConfigError: two others have one name and modality.
+        ConfigError: two others have one name.
     """
     held_out = hold_out(table.strings("split"), table.strings("key"))
     methods = collect_methods(table, others)

@@ -23,7 +23,7 @@ class Method:
         key: its name in ``results.json``; title: for people.
         features: (galaxies, D), in the order of the evaluated table; NaN rows where a galaxy has none.
         modality: None for magnitudes.
-        against: the name that ``--compare`` gave it; None for what is evaluated itself, and for magnitudes.
+        evaluated: whether the report is about these; others are there to compare.
         aligned: whether the embeddings come from a contrastive alignment.
     """
 
@@ -31,7 +31,7 @@ class Method:
     title: str
     features: np.ndarray
     modality: Modality | None = None
-    against: str | None = None
+    evaluated: bool = False
     aligned: bool = False
 
 
@@ -39,11 +39,11 @@ def collect_methods(table: EmbeddingTable, others: Sequence[tuple[str, Embedding
     """Magnitudes where the catalogue has them, then for each modality the other embeddings and the evaluated ones.
 
     Args:
-        others: (name, embeddings) to compare with; a name may come twice, with another modality each time.
+        others: (name, embeddings) to compare with.
 
     Raises:
         DataError: other embeddings lack galaxies of the table, or hold one twice.
-        ConfigError: two embeddings of one name and modality.
+        ConfigError: a name that something else has.
     """
     methods = []
     magnitudes = colours_and_magnitude(table)
@@ -54,19 +54,19 @@ def collect_methods(table: EmbeddingTable, others: Sequence[tuple[str, Embedding
     for modality in PLURAL:
         for name, other, places in rows:
             if other.has(modality).any():
+                one = len(other.embeddings) == 1
                 methods.append(
                     Method(
-                        f"{name} {modality}",
-                        f"{PLURAL[modality]}, {name}",
+                        name if one else f"{name} {modality}",
+                        name if one else f"{name}, {PLURAL[modality]}",
                         other.embeddings[modality][places],
                         modality,
-                        name,
-                        other.manifest.objective == "clip",
+                        aligned=other.manifest.objective == "clip",
                     )
                 )
         if table.has(modality).any():
-            title = f"{PLURAL[modality]}, aligned" if aligned and others else f"{modality} embeddings"
-            methods.append(Method(modality, title, table.embeddings[modality], modality, None, aligned))
+            title = f"aligned {PLURAL[modality]}" if aligned and others else f"{modality} embeddings"
+            methods.append(Method(modality, title, table.embeddings[modality], modality, True, aligned))
     keys = [method.key for method in methods]
     for key in keys:
         if keys.count(key) > 1:

@@ -107,8 +107,7 @@ def compare(name: str, prediction: Prediction, methods: Sequence[Method]) -> lis
         )
         for method in methods
         for other in methods
-        if method.modality is not None and method.against is None
-        if other.modality == method.modality and other.against is not None
+        if method.evaluated and not other.evaluated and other.modality == method.modality
     ]
 
 

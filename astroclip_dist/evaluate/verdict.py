@@ -1,4 +1,4 @@
-"""One paragraph that says what the numbers mean, and no more than they mean."""
+"""A few sentences that say what the numbers mean, and no more than they mean."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ def write_verdict(
     recall: Mapping[str, CrossModalRecall],
     note: str | None,
 ) -> str:
-    """The paragraph.
+    """What to say, a line a subject.
 
     Args:
         redshift: the prediction, or why there is none; over_magnitudes: method's key -> its R2 minus the magnitudes'.
         recall: direction (``image to spectrum``) -> result, empty without pairs.
     """
-    sentences = [redshift] if isinstance(redshift, str) else _redshift_sentences(redshift, over_magnitudes)
-    sentences += _comparison_sentences(comparisons)
+    lines = [redshift] if isinstance(redshift, str) else [" ".join(_redshift_sentences(redshift, over_magnitudes))]
+    lines += _comparison_lines(comparisons)
+    sentences = []
     for direction, result in recall.items():
         own, other = direction.split(" to ")
         first, tenth = (f"{_percent(result.recall[k])} (chance {_percent(result.chance[k])})" for k in (1, 10))
@@ -42,7 +43,7 @@ def write_verdict(
         sentences.append(f"With {len(redshift.truth)} held-out galaxies all of this is rough.")
     if note:
         sentences.append(note)
-    return " ".join(sentences)
+    return "\n".join([*lines, " ".join(sentences)])
 
 
 def judge(difference: Interval, better: str, worse: str, neither: str) -> str:
@@ -71,21 +72,19 @@ def _redshift_sentences(redshift: Prediction, over_magnitudes: Mapping[str, Inte
     return sentences
 
 
-def _comparison_sentences(comparisons: Sequence[Comparison]) -> list[str]:
+def _comparison_lines(comparisons: Sequence[Comparison]) -> list[str]:
     """For each pair of embeddings: redshift (or the first property there is), then the other properties in short."""
     pairs: dict[tuple[str, str], list[Comparison]] = {}
     for comparison in comparisons:
         pairs.setdefault((comparison.method.key, comparison.against.key), []).append(comparison)
-    sentences = []
+    lines = []
     for first, *others in pairs.values():
         numbers = (
-            f"R² of {first.property} {first.r2:.2f} against {first.r2_against:.2f} ({first.against.against}), "
+            f"R² of {first.property} {first.r2:.2f} against {first.r2_against:.2f} ({first.against.title}), "
             f"{_difference(first.difference)}."
         )
-        sentences.append(f"{_subject(first)}: {numbers}")
-        if others:
-            sentences.append(_others(others))
-    return sentences
+        lines.append(" ".join([f"{_subject(first)}: {numbers}", *([_others(others)] if others else [])]))
+    return lines
 
 
 def _subject(comparison: Comparison) -> str:
@@ -95,7 +94,7 @@ def _subject(comparison: Comparison) -> str:
         words = judge(comparison.difference, "helps {}", "hurts {}", "neither helps nor hurts {} beyond the noise")
         return "Alignment " + words.format(PLURAL[method.modality])
     words = judge(comparison.difference, "better than", "worse than", "not different beyond the noise from")
-    return f"{method.modality.capitalize()} embeddings are {words} those of {against.against}"
+    return f"{method.modality.capitalize()} embeddings are {words} {against.title}"
 
 
 def _others(comparisons: Sequence[Comparison]) -> str:
