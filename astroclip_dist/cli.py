@@ -10,7 +10,7 @@ from pathlib import Path
 
 from astroclip_dist import __version__
 from astroclip_dist.config import dump_config, load_config
-from astroclip_dist.errors import UserError
+from astroclip_dist.errors import ConfigError, UserError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -57,6 +57,9 @@ def _add_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     train = commands.add_parser("train", help="run a training, or go on with it, from a configuration")
     _add_configuration(train)
+    train.add_argument("--dry-run", action="store_true", help="train nothing: print the memory that each rank needs")
+    train.add_argument("--device-memory", metavar="SIZE", help="of a GPU, for --dry-run: '80 GB'")
+    train.add_argument("--json", action="store_true", help="what --dry-run prints, for programs")
     train.set_defaults(run=_train)
 
 
@@ -66,9 +69,17 @@ def _add_configuration(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
+    config = load_config(args.config, args.override)
+    if args.dry_run:
+        from astroclip_dist.train.dry_run import dry_run
+
+        print(dry_run(config, args.device_memory, args.json))
+        return 0
+    if args.device_memory or args.json:
+        raise ConfigError("astroclip train", "--device-memory, --json", "They belong to --dry-run: add it.")
     from launchers import launch
 
-    return launch(load_config(args.config, args.override))
+    return launch(config)
 
 
 if __name__ == "__main__":

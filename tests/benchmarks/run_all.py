@@ -25,6 +25,7 @@ MEASURES = (
     "shard_build",
     "contrastive_memory",
     "comm_volume",
+    "dry_run_memory",
     "fuzz",
 )
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
