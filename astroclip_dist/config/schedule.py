@@ -31,7 +31,7 @@ class Cosine:
 
     def __call__(self, step: int) -> float:
         """The value at optimizer step ``step``, counted from 0."""
-        done = min(1.0, step / max(1, self.steps))
+        done = min(1.0, step / self.steps) if self.steps else 1.0
         return self.final + (self.first - self.final) * 0.5 * (1 + math.cos(math.pi * done))
 
 
@@ -45,7 +45,7 @@ class Ramp:
 
     def __call__(self, step: int) -> float:
         """The value at optimizer step ``step``, counted from 0."""
-        return self.first + (self.final - self.first) * min(1.0, step / max(1, self.steps))
+        return self.first + (self.final - self.first) * (min(1.0, step / self.steps) if self.steps else 1.0)
 
 
 @dataclass(frozen=True)
