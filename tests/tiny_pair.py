@@ -46,6 +46,7 @@ class TinyPair(nn.Module):
     """(n, 3, 12, 12) to the student's cross-entropy with the teacher, and the teacher's logits."""
 
     starts_as: ClassVar = {"teacher": "student"}
+    offset: Tensor
 
     def __init__(self) -> None:
         super().__init__()
