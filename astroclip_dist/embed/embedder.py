@@ -25,8 +25,7 @@ from astroclip_dist.models.spectrum_encoder import SpectrumTransformer
 from astroclip_dist.models.two_tower import TwoTower
 from astroclip_dist.objectives.inputs import image_inputs, spectrum_tokens
 from astroclip_dist.store import Store
-from astroclip_dist.train.checkpoint import read_tensors
-from astroclip_dist.train.checkpoint_storage import read_checkpoint_manifest
+from astroclip_dist.train.weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def load_embedder(objective: Objective, dataset: Dataset, checkpoint: Store, dev
             layout is not the trained one (names the first tensor that does not fit); a damaged checkpoint.
     """
     with torch.device("meta"):
-        module, prefix, towers = _describe(objective, dataset)
+        module, part, towers = _describe(objective, dataset)
     if not towers:
         has = [modality for modality in MODALITIES if getattr(dataset, modality) is not None]
         wanted = "images" if isinstance(objective, ImageDino) else "spectra"
@@ -104,36 +103,12 @@ def load_embedder(objective: Objective, dataset: Dataset, checkpoint: Store, dev
     embedder = Embedder(towers)
     if "ivar" in embedder.members:
         dataset.layout("ivar")  # refuses a dataset without
-    load_part(module, checkpoint, prefix, device)
+    load_weights(module, checkpoint, part, device)
     return embedder
 
 
-def load_part(module: nn.Module, checkpoint: Store, prefix: str, device: torch.device) -> None:
-    """Give a module that was built on the meta device the weights of a checkpoint, for inference.
-
-    Args:
-        prefix: where the module stands among the checkpoint's tensors (``model.teacher.encoder.``).
-
-    Raises:
-        DataError: a tensor is missing or has another shape (names the first); the checkpoint is damaged.
-    """
-    module.to_empty(device=device).requires_grad_(False).eval()
-    wanted = {prefix + name: tensor for name, tensor in module.state_dict().items()}
-    stored = read_checkpoint_manifest(checkpoint)["tensors"]
-    for name, tensor in wanted.items():
-        found = f"shape {tuple(stored[name]['shape'])}" if name in stored else "missing"
-        needed = f"shape {tuple(tensor.shape)}"
-        if found != needed:
-            raise DataError(
-                f"{checkpoint.url}: {name}",
-                found,
-                f"It needs {needed} here: the dataset's layout is not the one that the model was trained on.",
-            )
-    read_tensors(checkpoint, wanted)
-
-
 def _describe(objective: Objective, dataset: Dataset) -> tuple[nn.Module, str, dict[Modality, _Tower]]:
-    """The module that embeds, the prefix of its tensors in a checkpoint, and its towers."""
+    """The module that embeds, where it lies in the model that was trained, and its towers."""
     image, spectrum = dataset.image, dataset.spectrum
     towers: dict[Modality, _Tower] = {}
     if isinstance(objective, ClipAlignment):
@@ -142,15 +117,15 @@ def _describe(objective: Objective, dataset: Dataset) -> tuple[nn.Module, str, d
             towers["image"] = _Tower(objective.image, size, lambda images: model(images, None)[0])
         if spectrum is not None:
             towers["spectrum"] = _Tower(objective.spectrum, size, lambda spectra: model(None, spectra)[1])
-        return model, "model.", towers
+        return model, "", towers
     if isinstance(objective, ImageDino) and image is not None:
         teacher = ImageTransformer(objective.image, len(image.bands))
         towers["image"] = _Tower(objective.image, objective.image.width, lambda images: teacher(images)[:, 0])
-        return teacher, "model.teacher.encoder.", towers
+        return teacher, "teacher.encoder.", towers
     if isinstance(objective, MaskedSpectrum) and spectrum is not None:
         encoder, width = SpectrumTransformer(objective.spectrum, spectrum.size), objective.spectrum.width
         towers["spectrum"] = _Tower(
             objective.spectrum, width, lambda spectra: encoder(spectra)[:, encoder.first_slice :].mean(dim=1)
         )
-        return encoder, "model.encoder.", towers
+        return encoder, "encoder.", towers
     return nn.Module(), "", {}

@@ -24,7 +24,6 @@ from astroclip_dist.errors import ConfigError
 from astroclip_dist.evaluate.examples import Examples, read_examples
 from astroclip_dist.evaluate.figures import STYLE
 from astroclip_dist.evaluate.spectrum_axes import WAVELENGTH_LABEL, draw_spectrum
-from astroclip_dist.evaluate.trained import with_weights
 from astroclip_dist.models.image_encoder import ImageTransformer
 from astroclip_dist.models.transformer import Block
 from astroclip_dist.models.two_tower import TwoTower
@@ -32,6 +31,7 @@ from astroclip_dist.objectives.inputs import image_inputs, spectrum_tokens
 from astroclip_dist.store import Store
 from astroclip_dist.train.checkpoint import resolve_checkpoint
 from astroclip_dist.train.run_folder import read_run_config
+from astroclip_dist.train.weights import load_weights
 
 _COLOURS = "PuOr_r"
 _MAPS = 6  # of an image, beside the image itself
@@ -64,7 +64,7 @@ def _of_alignment(config: ClipAlignment, checkpoint: Store, dataset_urls: Sequen
     examples = read_examples(dataset_urls, [], count, if_there=["image", "spectrum", "ivar"])
     with torch.device("meta"):
         model = TwoTower(config, examples.image, examples.spectrum)
-    with_weights(model, checkpoint)
+    load_weights(model, checkpoint)
     figures = []
     if examples.spectrum is not None:
         tokens = spectrum_tokens(examples.members["spectrum"], config.spectrum, examples.members.get("ivar"))
@@ -84,7 +84,7 @@ def _of_teacher(config: ImageDino, checkpoint: Store, dataset_urls: Sequence[str
     assert examples.image is not None
     with torch.device("meta"):
         encoder = ImageTransformer(config.image, len(examples.image.bands))
-    with_weights(encoder, checkpoint, "teacher.encoder.")
+    load_weights(encoder, checkpoint, "teacher.encoder.")
     weights = class_token_attention(encoder, image_inputs(examples.members["image"], config.image))
     title = "Where the class token looks in the last block of the teacher"
     return draw_over_images(examples, config.image, weights[..., encoder.first_patch :], title)

@@ -29,11 +29,11 @@ from astroclip_dist.evaluate.spectrum_axes import (
     smooth,
     wavelengths,
 )
-from astroclip_dist.evaluate.trained import with_weights
 from astroclip_dist.models.masked_spectrum import MaskedSpectrumModel, mask_tokens
 from astroclip_dist.objectives.inputs import spectrum_tokens
 from astroclip_dist.train.checkpoint import resolve_checkpoint
 from astroclip_dist.train.run_folder import read_run_config
+from astroclip_dist.train.weights import load_weights
 
 # The numbers are those of so many spectra, however few are drawn.
 MEASURED = 64
@@ -96,7 +96,7 @@ def reconstruction_figure(run_url: str, dataset_urls: Sequence[str], count: int)
     assert layout is not None
     with torch.device("meta"):
         model = MaskedSpectrumModel(objective.spectrum, layout.size)
-    model = with_weights(model, checkpoint)
+    model = load_weights(model, checkpoint)
     found = reconstruct(model, objective, examples)
     figure = draw_reconstructions(found, examples, layout, min(count, len(examples)))
     return figure, measure(found, layout) | {"split": examples.split}

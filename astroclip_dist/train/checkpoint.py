@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from astroclip_dist.data.order import Cursor
@@ -23,7 +23,6 @@ from astroclip_dist.train.checkpoint_storage import (
     MANIFEST_NAME,
     CheckpointReader,
     CheckpointWriter,
-    read_checkpoint_manifest,
     remove_checkpoint,
 )
 
@@ -110,16 +109,6 @@ def restore(run: Store, engine: Engine, beside: Mapping[str, Tensor] | None = No
     if names:
         raise DataError(run.locate(FOLDER), f"{len(names)} checkpoints, none whole", "Restore one or start a new run.")
     return None
-
-
-def load_weights(checkpoint: Store, module: nn.Module) -> dict[str, Any]:
-    """Load the trained weights alone into a module, in one process, from a checkpoint of any engine or world size.
-
-    Returns:
-        The checkpoint's manifest.
-    """
-    read_tensors(checkpoint, {f"model.{name}": value for name, value in module.state_dict().items()})
-    return read_checkpoint_manifest(checkpoint)
 
 
 def read_tensors(checkpoint: Store, into: dict[str, Tensor]) -> None:

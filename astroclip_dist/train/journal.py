@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from astroclip_dist.config import RunConfig
@@ -18,6 +19,7 @@ from astroclip_dist.parallel.process_group import Ranks
 from astroclip_dist.store import Store, normalize_url
 from astroclip_dist.train.checkpoint import Progress
 from astroclip_dist.train.run_folder import RUN_FILE, EventLog
+from astroclip_dist.train.throughput import device_peak, peak_memory
 from astroclip_dist.train.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -26,8 +28,15 @@ log = logging.getLogger(__name__)
 class Journal:
     """Progress, metrics and events of one process of a run; on all ranks but the first it does nothing."""
 
-    def __init__(self, config: RunConfig, store: Store, ranks: Ranks, total_steps: int) -> None:
+    def __init__(
+        self, config: RunConfig, store: Store, ranks: Ranks, total_steps: int, flops: float | None = None
+    ) -> None:
+        """
+        Args:
+            flops: of a sample's forward and backward, as executed (``models.flops``); None: rates are not logged.
+        """
         self._config, self._store, self._ranks, self._total_steps = config, store, ranks, total_steps
+        self._flops, self._peak = flops, device_peak(ranks.device, config.engine.precision)
         self._began = time.perf_counter()
         self._first_step = 0
         self._waited_s = self._took_s = 0.0
@@ -77,21 +86,28 @@ class Journal:
         every = self._config.tracking.log_every
         if not self._ranks.is_first or (progress.step % every and progress.step != self._total_steps):
             return
-        values = {name: float(value) for name, value in terms.items()}
+        values = _as_floats(terms)
         values["samples_per_second"] = self._steps * self._config.batch.global_size / self._took_s
         values["data_wait_share"] = self._waited_s / self._took_s
+        values["memory_gb"] = peak_memory(self._ranks.device) / 1e9
+        if self._flops is not None:
+            # Of one device: see docs/memory-and-throughput.md.
+            values["flops_per_second"] = values["samples_per_second"] * self._flops / self._ranks.world_size
+            if self._peak is not None:
+                values["mfu"] = values["flops_per_second"] / self._peak
         values["epoch"] = progress.cursor.epoch
         values["skipped_steps"] = progress.skipped_steps
         self._tracker.log_metrics(progress.step, {k: v for k, v in values.items() if math.isfinite(v)})
         rate = (progress.step - self._first_step) / (time.perf_counter() - self._began)
         log.info(
-            "step %d/%d  loss %.4f  |grad| %.3g  lr %.2e  %.0f samples/s  data wait %.0f %%  ETA %s",
+            "step %d/%d  loss %.4f  |grad| %.3g  lr %.2e  %.0f samples/s%s  data wait %.0f %%  ETA %s",
             progress.step,
             self._total_steps,
             values["loss"],
             values["gradient_norm"],
             values["lr"],
             values["samples_per_second"],
+            f"  MFU {values['mfu']:.0%}" if "mfu" in values else "",
             100 * values["data_wait_share"],
             _clock((self._total_steps - progress.step) / rate),
         )
@@ -142,6 +158,16 @@ class Journal:
         if self._ranks.is_first:
             self._events.write("finished", step=progress.step)
             self._tracker.set_tags({"run_folder": self._store.url})
+
+
+def _as_floats(terms: Mapping[str, float | Tensor]) -> dict[str, float]:
+    """Tensors come from the device in one transfer, however many there are."""
+    tensors = {name: value for name, value in terms.items() if isinstance(value, Tensor)}
+    fetched: list[float] = []
+    if tensors:
+        fetched = torch.stack([value.detach().reshape(()).float() for value in tensors.values()]).tolist()
+    values = dict(zip(tensors, fetched, strict=True))
+    return {name: values[name] if name in values else float(value) for name, value in terms.items()}
 
 
 def _clock(seconds: float) -> str:

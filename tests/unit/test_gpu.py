@@ -16,13 +16,13 @@ from astroclip_dist.config.schedule import RunSteps
 from astroclip_dist.data.dataset import Dataset
 from astroclip_dist.data.order import Cursor, Order
 from astroclip_dist.data.stream import Batch, Stream
-from astroclip_dist.models.initial import InitialValues, initialise
 from astroclip_dist.objectives import Objective, build_objective
 from astroclip_dist.parallel.contrastive import contrastive_loss
 from astroclip_dist.parallel.engines import Engine, StepRates, build_engine
 from astroclip_dist.parallel.process_group import Ranks, join, leave
 from astroclip_dist.store import Store
-from astroclip_dist.train.checkpoint import Progress, load_weights, resolve_checkpoint, restore, save
+from astroclip_dist.train.checkpoint import Progress, resolve_checkpoint, restore, save
+from astroclip_dist.train.weights import load_weights
 from tests.random_survey import write_random_survey
 
 pytestmark = [
@@ -216,8 +216,7 @@ def test_a_checkpoint_from_cuda_loads_on_the_cpu_and_back(
     trained, _ = train(data, ranks, engine, "precision: bf16", objective)
     save(Store(tmp_path), trained, Progress(4), keep_last=1)
     plain = objective_of(configure(data, engine, "precision: bf16", objective), data, torch.device("cpu")).build()
-    initialise(plain, InitialValues(plain, seed=1), torch.device("cpu"))
-    load_weights(resolve_checkpoint(str(tmp_path))[1], plain)
+    load_weights(plain, resolve_checkpoint(str(tmp_path))[1])
     state = whole_state(trained)
     assert all(torch.equal(value, state[f"model.{name}"]) for name, value in plain.state_dict().items())
     fresh, _ = train(data, ranks, engine, "precision: bf16", objective, steps=0)

@@ -31,7 +31,7 @@ class Ddp(TorchEngine):
             gradient_as_bucket_view=True,
             # All ranks have drawn the same values.
             init_sync=False,
-            broadcast_buffers=False,
+            forward_sync_buffers=False,
         )
         self._bf16 = config.precision == "bf16"
 
