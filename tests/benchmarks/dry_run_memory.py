@@ -31,17 +31,18 @@ from tests.rank_pool import RankPool
 
 STEPS = 3
 ENGINES = {"ddp": "{name: ddp}", "fsdp": "{name: fsdp}"}
-# width and depth of the encoders, samples of a rank, world sizes
-SIZES: dict[Size, tuple[int, int, int, tuple[int, ...]]] = {
-    "small": (48, 2, 8, (2,)),
-    "default": (192, 6, 16, (2, 4)),
-    "large": (384, 12, 16, (2, 4)),
+ALL = ("clip", "dinov2", "masked_spectrum")
+# width and depth of the encoders, samples of a rank, world sizes, objectives
+SIZES: dict[Size, tuple[int, int, int, tuple[int, ...], tuple[str, ...]]] = {
+    "small": (48, 2, 8, (2,), ("masked_spectrum",)),
+    "default": (192, 6, 16, (2, 4), ALL),
+    "large": (384, 12, 16, (2, 4), ALL),
 }
 IMAGE, SPECTRUM = ImageLayout(size=80), SpectrumLayout(size=1600)
 
 
 def configuration(objective: str, engine: str, size: Size, workers: int) -> RunConfig:
-    width, depth, batch, _ = SIZES[size]
+    width, depth, batch, _, _ = SIZES[size]
     image = f"{{crop: 72, patch: 12, width: {width}, depth: {depth}, heads: 6}}"
     spectrum = f"{{slice_size: 20, slice_stride: 10, width: {width}, depth: {depth}, heads: 6}}"
     objectives = {
@@ -112,10 +113,11 @@ def main() -> None:
     layouts = Layouts(IMAGE, SPECTRUM, True, "measure")
     rows: list[list[object]] = []
     errors: list[float] = []
-    for workers in SIZES[size][3]:
+    width, depth, batch, world_sizes, objectives = SIZES[size]
+    for workers in world_sizes:
         ranks = RankPool(workers)
         try:
-            for objective, engine in itertools.product(("clip", "dinov2", "masked_spectrum"), ENGINES):
+            for objective, engine in itertools.product(objectives, ENGINES):
                 config = configuration(objective, engine, size, workers)
                 real = max(ranks.run(real_peak, config))
                 predicted = forecast(config, layouts).total
@@ -125,7 +127,6 @@ def main() -> None:
                 )
         finally:
             ranks.close()
-    width, depth, batch, _ = SIZES[size]
     print_result(
         Result("dry_run_memory", max(abs(error) for error in errors), "<= 0.1"),
         f"encoders {width} wide, {depth} deep, fp32, {batch} samples a rank in micro-batches of {batch // 2}; peak of "

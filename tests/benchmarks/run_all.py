@@ -26,6 +26,7 @@ MEASURES = (
     "contrastive_memory",
     "comm_volume",
     "dry_run_memory",
+    "step_overhead",
     "fuzz",
 )
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"

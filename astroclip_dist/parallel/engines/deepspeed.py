@@ -69,7 +69,7 @@ class DeepSpeedZero(Engine):
         exact = {parameter: parameter.detach().clone() for parameter in frozen if self._dtype != torch.float32}
         self._zero, *_ = deepspeed.initialize(
             model=module,
-            optimizer=adamw(parameter_groups(module, optimizer), optimizer, ranks.device),
+            optimizer=adamw(parameter_groups(module, optimizer), optimizer),
             config={
                 "train_micro_batch_size_per_gpu": micro_size,
                 "gradient_accumulation_steps": micro_batches,
@@ -88,7 +88,7 @@ class DeepSpeedZero(Engine):
         self._optimizer = self._zero.optimizer
         for flat in self._flat_parameters():
             self._optimizer.optimizer.state[flat] = {
-                "step": torch.zeros((), device=flat.device if ranks.device.type == "cuda" else "cpu"),
+                "step": torch.zeros((), device=flat.device),
                 **{moment: torch.zeros_like(flat) for moment in MOMENTS},
             }
         if config.zero_stage < 3:
