@@ -93,8 +93,9 @@ def _rules(module: nn.Module, prefix: str, source: str, std: float) -> Iterator[
 
 
 def _declared(module: nn.Module, std: float) -> dict[str, Rule]:
+    declared = module.initial_values() if isinstance(module, DeclaresInitialValues) else {}
     if isinstance(module, nn.Linear):
-        return {"weight": truncated_normal(std), "bias": constant(0.0)}
+        return {"weight": truncated_normal(std), "bias": constant(0.0), **declared}
     if isinstance(module, nn.LayerNorm):
         return {"weight": constant(1.0), "bias": constant(0.0)}
-    return module.initial_values() if isinstance(module, DeclaresInitialValues) else {}
+    return declared

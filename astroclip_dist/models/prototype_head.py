@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from astroclip_dist.config.model import PrototypeHead as PrototypeHeadConfig
 from astroclip_dist.models.initial import Rule, truncated_normal
@@ -43,5 +45,23 @@ class PrototypeHead(nn.Module):
         points = F.normalize(points, dim=-1, eps=1e-12 if points.dtype.itemsize >= 4 else 1e-6)
         # The norm of a prototype stays 1, as with weight normalisation whose gain is frozen (DINO's norm_last_layer).
         exact = torch.promote_types(self.prototypes.dtype, torch.float32)
-        prototypes = F.normalize(self.prototypes.to(exact), dim=-1)
-        return F.linear(points, prototypes.to(points.dtype))
+        return F.linear(points, _UnitRows.apply(self.prototypes.to(exact)).to(points.dtype))
+
+
+class _UnitRows(torch.autograd.Function):
+    """Rows at unit length; backward in two passes over what may be the largest matrix of a model, where the chain rule
+    through the norm takes several."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        units = rows / lengths
+        ctx.save_for_backward(units, lengths)
+        return units
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        units, lengths = ctx.saved_tensors
+        along = torch.linalg.vecdot(grad_outputs[0], units)[:, None]
+        return torch.addcmul(grad_outputs[0], units, along, value=-1).div_(lengths)

@@ -35,7 +35,7 @@ BARE = ("prepare", "accumulate", "engine.step", "after_step")
 # width and depth of the encoders, steps of a round, rounds
 SIZES: dict[Size, tuple[int, int, int, int]] = {
     "small": (32, 1, 20, 1),
-    "default": (256, 10, 40, 5),
+    "default": (192, 8, 30, 3),
     "large": (384, 12, 60, 10),
 }
 

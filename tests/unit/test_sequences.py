@@ -65,10 +65,10 @@ def test_skipped_branches_leave_a_sequence_alone_and_scale_the_others() -> None:
 
     def attended(group: torch.Tensor, scale: float) -> torch.Tensor:
         rows, alone = pack([group])
-        return group + scale * alone.split(made.attention_scale(made.attention(made.attention_norm(rows), alone)))[0]
+        return group + scale * alone.split(made.attention(made.attention_norm(rows), alone))[0]
 
     def mixed(group: torch.Tensor, scale: float) -> torch.Tensor:
-        return group + scale * made.mlp_scale(made.mlp(made.mlp_norm(group)))
+        return group + scale * made.mlp(made.mlp_norm(group))
 
     expected_long = torch.stack(
         [
