@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,7 @@ class Setting:
         return DataError(f"{where}: {member}", "absent", f"Choose a dataset whose samples have {member}.")
 
 
-class Objective(Protocol):
+class Objective(ABC):
     """One kind of training.
 
     Attributes:
@@ -83,15 +84,19 @@ class Objective(Protocol):
 
     members: Sequence[str]
 
+    @abstractmethod
     def build(self) -> nn.Module:
         """The module to train, on the meta device: shapes and names, and rules for first values."""
 
+    @abstractmethod
     def prepare(self, batch: Batch) -> Any:
         """A batch as inputs of the module on this rank's device: transferred, augmented, stretched, masked."""
 
+    @abstractmethod
     def finite(self, inputs: Any) -> Tensor:
         """(n,) bool, on the device: which samples' inputs are finite."""
 
+    @abstractmethod
     def accumulate(self, engine: Engine, inputs: Any, step: int) -> dict[str, Tensor | float]:
         """Forward and backward of this rank's part of one step, in micro-batches.
 
@@ -101,12 +106,14 @@ class Objective(Protocol):
 
     def frozen(self, step: int) -> tuple[str, ...]:
         """Last parts of the names of parameters that a step leaves as they are."""
+        return ()
 
-    def after_step(self, engine: Engine, step: int) -> None:
+    def after_step(self, engine: Engine, step: int) -> None:  # noqa: B027 (most have nothing to do)
         """What follows an applied step (an EMA teacher, a centre)."""
 
-    def discard(self) -> None:
+    def discard(self) -> None:  # noqa: B027
         """Forget what :meth:`accumulate` kept for :meth:`after_step`: the step was not applied."""
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps beside the engine's state, replicated on all ranks; restored into these tensors."""
+        return {}

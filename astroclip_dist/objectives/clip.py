@@ -17,7 +17,7 @@ from astroclip_dist.data.draws import stream_key
 from astroclip_dist.data.images import stretch
 from astroclip_dist.data.stream import Batch
 from astroclip_dist.models.two_tower import TwoTower
-from astroclip_dist.objectives.base import Setting
+from astroclip_dist.objectives.base import Objective, Setting
 from astroclip_dist.objectives.inputs import spectrum_tokens
 from astroclip_dist.parallel.contrastive import contrastive_loss
 from astroclip_dist.parallel.engines import Engine
@@ -36,7 +36,7 @@ class Pairs:
         return [Pairs(*part) for part in parts]
 
 
-class ClipObjective:
+class ClipObjective(Objective):
     """Trains the two-tower model."""
 
     def __init__(self, setting: Setting, config: ClipAlignment) -> None:
@@ -100,15 +100,3 @@ class ClipObjective:
             surrogate = surrogate + (scale * scale_grad / len(chunks)).sum()
             engine.backward(surrogate, last=number == len(chunks) - 1)
         return loss, scale
-
-    def frozen(self, step: int) -> tuple[str, ...]:
-        return ()
-
-    def after_step(self, engine: Engine, step: int) -> None:
-        """Nothing follows a step of the alignment."""
-
-    def discard(self) -> None:
-        """Nothing was kept."""
-
-    def state(self) -> dict[str, Tensor]:
-        return {}

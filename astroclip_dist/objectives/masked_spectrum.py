@@ -16,7 +16,7 @@ from astroclip_dist.data.masking.segments import segment_masks
 from astroclip_dist.data.spectra import num_tokens
 from astroclip_dist.data.stream import Batch
 from astroclip_dist.models.masked_spectrum import MaskedSpectrumModel, mask_tokens
-from astroclip_dist.objectives.base import Setting
+from astroclip_dist.objectives.base import Objective, Setting
 from astroclip_dist.objectives.inputs import spectrum_tokens
 from astroclip_dist.parallel.engines import Engine
 
@@ -43,7 +43,7 @@ class MaskedSpectra:
         return [MaskedSpectra(*part) for part in parts]
 
 
-class MaskedSpectrumObjective:
+class MaskedSpectrumObjective(Objective):
     """Trains ``MaskedSpectrumModel``.
 
     The loss of a spectrum is the mean squared error over the bins of its masked tokens, in units of its own standard
@@ -104,18 +104,6 @@ class MaskedSpectrumObjective:
             "loss_of_mean": masked_errors(torch.zeros_like(inputs.tokens), inputs).mean(),
             "masked_share": self.config.masks * self.config.mask_width / (self._tokens - 1),
         }
-
-    def frozen(self, step: int) -> tuple[str, ...]:
-        return ()
-
-    def after_step(self, engine: Engine, step: int) -> None:
-        """Nothing follows a step."""
-
-    def discard(self) -> None:
-        """Nothing was kept."""
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
 
     def _masks(self, ids: np.ndarray) -> Tensor:
         return segment_masks(ids, self._key, self._tokens, self.config.masks, self.config.mask_width)

@@ -92,6 +92,9 @@ def _peak(events: list[dict[str, Any]], within: str) -> int:
     copies: set[int] = set()
     for event in changes:
         change, address = event["args"]["Bytes"], event["args"]["Addr"]
+        if change > 0:
+            # What gloo's own threads free is not told; the address is then given out again.
+            copies.discard(address)
         if change > 0 and any(_during(event, collective) for collective in collectives):
             copies.add(address)
         elif change < 0 and address in copies:

@@ -7,18 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
-from astroclip_dist.config import RunConfig, parse_config
-from astroclip_dist.config.schedule import RunSteps
-from astroclip_dist.data.dataset import Dataset
-from astroclip_dist.data.order import Cursor, Order
-from astroclip_dist.data.stream import Batch, Stream
-from astroclip_dist.objectives import build_objective
-from astroclip_dist.parallel.engines import Engine, StepRates, build_engine
-from astroclip_dist.parallel.process_group import Ranks
-from astroclip_dist.store import Store
-from astroclip_dist.train.checkpoint import Progress, restore, save
+from astroclip_dist.parallel.engines import StepRates
+from tests.bare_training import BareTraining
 from tests.random_survey import write_random_survey
 from tests.rank_pool import RankPool
 
@@ -30,13 +21,11 @@ ENGINES = {
     "zero3": "{name: deepspeed, zero_stage: 3}",
 }
 STEPS = 4
-STEPS_OF_RUN = RunSteps(total=10, per_epoch=6, global_batch=16)
 TINY = """
 run: unused
 length: 10 steps
-batch: {{global_size: 16, lanes: 4, micro_size: {micro_size}}}
+batch: {{global_size: 16, lanes: 4, window_shards: 1, micro_size: {micro_size}}}
 optimizer: {{lr: 1e-3}}
-workers: {workers}
 engine: {engine}
 data: {data}
 objective:
@@ -54,79 +43,41 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return folder.as_uri()
 
 
-class Session:
-    """One rank of a small training, without launcher, loop and tracking."""
-
-    def __init__(self, data: str, engine: str, micro_size: str = "null", dropout: float = 0.0) -> None:
-        workers, rank = dist.get_world_size(), dist.get_rank()
-        text = TINY.format(data=data, engine=ENGINES[engine], micro_size=micro_size, dropout=dropout, workers=workers)
-        self.config: RunConfig = parse_config(text, "test")
-        self.ranks = Ranks(rank, workers, rank, torch.device("cpu"), made_group=False)
-        self.dataset = Dataset.open([data], ["train"])
-        self.order = Order(self.dataset.shard_samples, seed=0, lanes=4, global_batch=16, window_shards=1)
-        self.objective = build_objective(self.config, self.dataset, STEPS_OF_RUN, self.ranks.device)
-        self.engine: Engine = build_engine(self.config, self.ranks, self.objective.build())
-        self.engine.train()
-
-    def train(self, first: int, last: int) -> list[tuple[float, float]]:
-        """Loss of the global batch and gradient norm of some steps."""
-        found = []
-        with Stream(
-            self.dataset,
-            self.order,
-            self.objective.members,
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
-            cursor=Cursor(0, first),
-        ) as stream:
-            for step in range(first, last):
-                found.append(self.step(next(stream), step))
-        return found
-
-    def step(self, batch: Batch, key: int) -> tuple[float, float]:
-        loss = self.objective.accumulate(self.engine, self.objective.prepare(batch), key)["loss"].clone()
-        dist.all_reduce(loss, dist.ReduceOp.AVG)
-        return loss.item(), self.engine.step(StepRates(1e-3, 0.05)).item()
+def session(data: str, engine: str, micro_size: str = "null", dropout: float = 0.0) -> BareTraining:
+    return BareTraining(TINY.format(data=data, engine=ENGINES[engine], micro_size=micro_size, dropout=dropout))
 
 
 def losses(data: str, engine: str, micro_size: str = "null", dropout: float = 0.0) -> list[tuple[float, float]]:
-    return Session(data, engine, micro_size, dropout).train(0, STEPS)
+    return session(data, engine, micro_size, dropout).train(0, STEPS)
 
 
 def train_and_save(data: str, engine: str, run: str) -> None:
-    session = Session(data, engine)
-    session.train(0, 2)
-    save(Store(run), session.engine, Progress(2, Cursor(0, 2)), keep_last=1)
+    training = session(data, engine)
+    training.train(0, 2)
+    training.save(run, 2)
 
 
 def load_and_train(data: str, engine: str, run: str) -> list[tuple[float, float]]:
-    session = Session(data, engine)
-    progress = restore(Store(run), session.engine)
-    assert progress == Progress(2, Cursor(0, 2))
-    return session.train(2, STEPS)
+    training = session(data, engine)
+    assert training.restore(run) == 2
+    return training.train(2, STEPS)
 
 
 def state_around_a_bad_step(data: str, engine: str) -> tuple[float, bool, float]:
     """The norm of a step with NaN pixels, whether it left the state alone, and the loss of a good step after it."""
-    session = Session(data, engine)
-    session.train(0, 1)
-    before = {name: value.clone() for name, value in session.engine.state().items()}
-    with Stream(
-        session.dataset,
-        session.order,
-        session.objective.members,
-        rank=session.ranks.rank,
-        world_size=session.ranks.world_size,
-        cursor=Cursor(0, 1),
-    ) as stream:
-        good = next(stream)
-        members = {name: value.clone() for name, value in good.members.items()}
-        if session.ranks.rank == 0:
-            members["image"][0] = torch.nan
-        _, norm = session.step(replace(good, members=members), 1)
-        after = session.engine.state()
-        same = all(torch.equal(_local(before[name]), _local(after[name])) for name in before)
-        loss, _ = session.step(good, 1)
+    training = session(data, engine)
+    training.train(0, 1)
+    before = {name: value.clone() for name, value in training.engine.state().items()}
+    (good,) = training.batches(1, 2)
+    members = {name: value.clone() for name, value in good.members.items()}
+    if training.ranks.rank == 0:
+        members["image"][0] = torch.nan
+    # Without the loop's agreement on the loss: the engine itself must see it.
+    training.objective.accumulate(training.engine, training.objective.prepare(replace(good, members=members)), 1)
+    norm = training.engine.step(StepRates(1e-3, 0.05)).item()
+    after = training.engine.state()
+    same = all(torch.equal(_local(before[name]), _local(after[name])) for name in before)
+    loss, _ = training.step(good, 1)
     return norm, same, loss
 
 

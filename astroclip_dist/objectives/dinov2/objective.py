@@ -13,7 +13,7 @@ from astroclip_dist.config.objective import ImageDino
 from astroclip_dist.config.schedule import Cosine, Ramp
 from astroclip_dist.data.stream import Batch
 from astroclip_dist.errors import ConfigError
-from astroclip_dist.objectives.base import Setting
+from astroclip_dist.objectives.base import Objective, Setting
 from astroclip_dist.objectives.dinov2.crops import CropMaker, Crops
 from astroclip_dist.objectives.dinov2.koleo import koleo_loss
 from astroclip_dist.objectives.dinov2.losses import cross_view_loss, masked_patch_loss
@@ -22,7 +22,7 @@ from astroclip_dist.objectives.dinov2.targets import CentredTargets, SinkhornTar
 from astroclip_dist.parallel.engines import Engine
 
 
-class DinoObjective:
+class DinoObjective(Objective):
     """Trains the student; the teacher follows.
 
     Loss and gradients of a global batch depend neither on the world size nor on micro-batches: targets are balanced
