@@ -76,6 +76,8 @@ def test_states_of_zero_by_formula(stage: int) -> None:
     found = forecast(configure("dinov2", f"{{name: deepspeed, zero_stage: {stage}, precision: bf16}}"), LAYOUTS)
     trained, _ = found.parameters
     assert found.kinds["optimizer state"] == 3 * trained
+    # Beside this rank's part, the bucket that the engine configures.
+    assert found.kinds["gradients"] == pytest.approx(2 * (trained / 4 + 5e7), abs=1)
     assert found.kinds["parameters"] == pytest.approx(2 * trained / (4 if stage == 3 else 1), abs=1)
     assert any("formula" in note for note in found.notes)
 

@@ -30,7 +30,8 @@ def zero_states(config: DeepSpeedEngine, world_size: int, trained: int, frozen: 
     states = {
         "parameters": size * trained / parameters_over,
         "frozen parameters, EMA teacher": (size + exact) * frozen / parameters_over,
-        "gradients": size * (trained / gradients_over + min(trained, _BUCKET)),
+        # The bucket is allotted whole, however small the model.
+        "gradients": size * (trained / gradients_over + _BUCKET),
         # Weights and two moments, fp32.
         "optimizer state": 12 * trained / world_size,
     }
