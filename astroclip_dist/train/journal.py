@@ -28,12 +28,10 @@ log = logging.getLogger(__name__)
 class Journal:
     """Progress, metrics and events of one process of a run; on all ranks but the first it does nothing."""
 
-    def __init__(
-        self, config: RunConfig, store: Store, ranks: Ranks, total_steps: int, flops: float | None = None
-    ) -> None:
+    def __init__(self, config: RunConfig, store: Store, ranks: Ranks, total_steps: int, flops: float) -> None:
         """
         Args:
-            flops: of a sample's forward and backward, as executed (``models.flops``); None: rates are not logged.
+            flops: of a sample's forward and backward, as executed (``models.flops``).
         """
         self._config, self._store, self._ranks, self._total_steps = config, store, ranks, total_steps
         self._flops, self._peak = flops, device_peak(ranks.device, config.engine.precision)
@@ -90,11 +88,10 @@ class Journal:
         values["samples_per_second"] = self._steps * self._config.batch.global_size / self._took_s
         values["data_wait_share"] = self._waited_s / self._took_s
         values["memory_gb"] = peak_memory(self._ranks.device) / 1e9
-        if self._flops is not None:
-            # Of one device: see docs/memory-and-throughput.md.
-            values["flops_per_second"] = values["samples_per_second"] * self._flops / self._ranks.world_size
-            if self._peak is not None:
-                values["mfu"] = values["flops_per_second"] / self._peak
+        # Of one device: see docs/memory-and-throughput.md.
+        values["flops_per_second"] = values["samples_per_second"] * self._flops / self._ranks.world_size
+        if self._peak is not None:
+            values["mfu"] = values["flops_per_second"] / self._peak
         values["epoch"] = progress.cursor.epoch
         values["skipped_steps"] = progress.skipped_steps
         self._tracker.log_metrics(progress.step, {k: v for k, v in values.items() if math.isfinite(v)})

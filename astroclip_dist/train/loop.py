@@ -13,12 +13,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from astroclip_dist.config import RunConfig
-from astroclip_dist.config.schedule import Cosine, RunSteps, WarmupCosine
+from astroclip_dist.config.schedule import RunSteps
 from astroclip_dist.data.dataset import Dataset
 from astroclip_dist.data.mixture import SampleOrder, order_of
 from astroclip_dist.data.quarantine import BadData
 from astroclip_dist.data.stream import Stream
 from astroclip_dist.errors import ConfigError, DataError
+from astroclip_dist.models.flops import sample_flops
 from astroclip_dist.objectives import Objective, build_objective
 from astroclip_dist.parallel.engines import Engine, StepRates, build_engine
 from astroclip_dist.parallel.process_group import Ranks, join, leave
@@ -28,6 +29,7 @@ from astroclip_dist.train.failure import failing_together
 from astroclip_dist.train.journal import Journal
 from astroclip_dist.train.pretrained import pretrained_values
 from astroclip_dist.train.quarantine import RunQuarantine
+from astroclip_dist.train.rates import Rates
 from astroclip_dist.train.weights import export_weights
 
 log = logging.getLogger(__name__)
@@ -92,20 +94,26 @@ class _Training:
         length = config.length.steps(batch.global_size, self.order.steps_per_epoch)
         self.steps = RunSteps(length, self.order.steps_per_epoch, batch.global_size)
         self.save_every = self.steps.of(config.checkpoint.every)
-        optimizer = config.optimizer
-        cosine_steps = self.steps.of(optimizer.decay_over) or self.steps.total
-        self.lr = WarmupCosine(optimizer.lr, optimizer.final_lr, self.steps.of(optimizer.warmup), cosine_steps)
-        final_decay = optimizer.weight_decay if optimizer.final_weight_decay is None else optimizer.final_weight_decay
-        self.weight_decay = Cosine(optimizer.weight_decay, final_decay, cosine_steps)
+        self.rates = Rates(config.optimizer, self.steps)
         self.objective: Objective = build_objective(config, self.dataset, self.steps, ranks.device)
         pretrained = None if complete_checkpoints(self.store) else pretrained_values(config)
         self.engine: Engine = build_engine(config, ranks, self.objective.build(), pretrained)
         self.engine.train()
+        image, spectrum = self.dataset.image, self.dataset.spectrum
+        self.flops = sample_flops(
+            config.objective,
+            bands=len(image.bands) if image else 0,
+            bins=spectrum.size if spectrum else 0,
+            global_batch=batch.global_size,
+        ).executed
 
     def run(self) -> Progress:
         progress = restore(self.store, self.engine, self.objective.state()) or Progress()
         # Failing together within the journal, too: it is to write down the first rank's error.
-        with Journal(self.config, self.store, self.ranks, self.steps.total) as journal, failing_together(self.ranks):
+        with (
+            Journal(self.config, self.store, self.ranks, self.steps.total, self.flops) as journal,
+            failing_together(self.ranks),
+        ):
             journal.started(progress, self.order.steps_per_epoch)
             if progress.step < self.steps.total:
                 progress = self._steps(progress, journal)
@@ -130,9 +138,7 @@ class _Training:
                 began = time.perf_counter()
                 batch = next(stream)
                 waited = time.perf_counter() - began
-                rates = StepRates(
-                    self.lr(progress.step), self.weight_decay(progress.step), self.objective.frozen(progress.step)
-                )
+                rates = self.rates(progress.step, self.objective.frozen(progress.step))
                 inputs = self.objective.prepare(batch)
                 outcome = self._step(inputs, progress.step, rates)
                 progress = replace(progress, step=progress.step + 1, cursor=self.order.next(progress.cursor))

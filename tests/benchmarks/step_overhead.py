@@ -144,7 +144,7 @@ def main() -> None:
         register(store, config)
         ranks = join("cpu", 60.0)
         training = _Training(config, ranks)
-        with Journal(config, store, ranks, 10**6) as journal:
+        with Journal(config, store, ranks, 10**6, flops=1e9) as journal:
             journal.started(Progress(), training.order.steps_per_epoch)
             loop = TimedLoop(config, training, journal)
             loop.round(LOG_EVERY)  # what a first step allocates and compiles

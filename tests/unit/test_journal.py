@@ -32,7 +32,7 @@ def config(tmp_path: Path) -> RunConfig:
     )
 
 
-def logged(config: RunConfig, rank: int, terms: list[dict[str, Any]], flops: float | None) -> dict[str, list[Any]]:
+def logged(config: RunConfig, rank: int, terms: list[dict[str, Any]], flops: float) -> dict[str, list[Any]]:
     """Metrics in MLflow after some steps of half a second each, a tenth of it waiting for data."""
     store = Store(config.run)
     register(store, config)
@@ -97,7 +97,7 @@ def test_mfu_is_the_share_of_the_peak(config: RunConfig, monkeypatch: pytest.Mon
 
 
 def test_other_ranks_write_nothing(config: RunConfig) -> None:
-    assert logged(config, 1, [{"loss": 1.0, "gradient_norm": 1.0, "lr": 1e-3}] * 2, flops=None) == {}
+    assert logged(config, 1, [{"loss": 1.0, "gradient_norm": 1.0, "lr": 1e-3}] * 2, flops=1.0) == {}
 
 
 @pytest.mark.parametrize(
