@@ -25,8 +25,9 @@ MEASURES = (
     "shard_build",
     "contrastive_memory",
     "comm_volume",
-    "dry_run_memory",
+    "dinov2_step",
     "step_overhead",
+    "dry_run_memory",
     "fuzz",
 )
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
