@@ -12,8 +12,9 @@ import pytest
 from tests.benchmarks.result import Result, interleaved, paired_ratio
 from tests.benchmarks.run_all import BEGIN, END, MEASURES, REPOSITORY, parse, table, write_into
 
-# One needs a server, and other projects' packages that may have to be installed first; one starts Ray.
-SLOW = ("s3_stream", "shard_build")
+# One needs a server, and other projects' packages that may have to be installed first; one starts Ray; one trains on
+# two and on four ranks in turn; one is slow by its peer's logits.
+SLOW = ("s3_stream", "shard_build", "dry_run_memory", "dinov2_step")
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_parts_of_the_loss(data: str) -> None:
     mean = (2 * terms["dino_global_loss"] + 6 * terms["dino_local_loss"]) / 8
     assert terms["dino_loss"] == pytest.approx(mean, rel=1e-5)
     assert terms["dino_global_loss"] != pytest.approx(terms["dino_local_loss"], rel=1e-6)
-    assert (terms["teacher_temperature"], terms["teacher_momentum"]) == (0.04, 0.9)
+    assert (terms["teacher_temperature"], terms["teacher_momentum"]) == (0.07, 0.9)
     assert 0 < terms["masked_patches"] < 0.5
 
 
