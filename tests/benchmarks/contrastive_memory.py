@@ -110,7 +110,7 @@ def main() -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own lines, on every rank
     timed: tuple[Variant, ...] = ("ours", "local rows")
     losses: dict[Variant, float] = {}
-    ranks = RankPool(WORLD_SIZE)
+    ranks = RankPool(WORLD_SIZE, patience_s=600.0)
 
     def seconds(variant: Variant) -> float:
         answers = ranks.run(step, variant, batch, width)
