@@ -10,7 +10,7 @@ import torch
 from astroclip_dist.config.engine import Precision
 
 # Dense FLOP/s without sparsity, in bf16 on tensor cores and in fp32 (no TF32), by the device's name in CUDA; of names
-# that contain one another the longer stands first. From the data sheets that NVIDIA publishes for each of them.
+# that contain one another the longer stands first. As NVIDIA's data sheets state them, to our knowledge: not measured.
 _PEAKS: tuple[tuple[str, float, float], ...] = (
     ("B200", 2250e12, 75e12),
     ("GH200", 989.4e12, 66.9e12),
