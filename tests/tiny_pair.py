@@ -62,7 +62,8 @@ class TinyPair(nn.Module):
         with torch.no_grad():
             wanted = self.teacher(images)
         found = self.student(images.flip(-1))
-        targets = (wanted.float() * 20).softmax(dim=-1)
+        # Targets so soft that the loss is of order one: near zero, bf16's rounding would be all of it.
+        targets = (wanted.float() * 2).softmax(dim=-1)
         return -(targets * (found.float() * 10).log_softmax(dim=-1)).sum(dim=-1).mean(), wanted
 
 

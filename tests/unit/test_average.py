@@ -98,8 +98,7 @@ def test_teachers_move_between_engines_exactly(
     for after, next_loss in two_ranks.run(load_trained, loaded_by, str(tmp_path)):
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
-        # The states are equal; what engines compute in bf16 rounds differently, and this loss is near zero.
-        assert next_loss == pytest.approx(loss, rel=5e-2)
+        assert next_loss == pytest.approx(loss, rel=1e-2)
 
 
 @pytest.mark.parametrize(("saved_by", "loaded_by"), [("fsdp", "zero3"), ("zero3", "fsdp")])
