@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from astroclip_dist.data.freed_memory import keep_freed_memory
+from astroclip_dist.freed_memory import keep_freed_memory
 from astroclip_dist.store import Store
 
 # Large enough that a request's own cost is small, small enough that a cut connection repeats little.

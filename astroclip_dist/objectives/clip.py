@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from astroclip_dist.config.augmentation import ViewRecipe
 from astroclip_dist.config.objective import ClipAlignment
 from astroclip_dist.data.augment import augment
+from astroclip_dist.data.augment.draws import to_device
 from astroclip_dist.data.batch_memory import BatchMemory
 from astroclip_dist.data.draws import stream_key
 from astroclip_dist.data.images import stretch
@@ -63,9 +65,9 @@ class ClipObjective(Objective):
             partial(stretch, how=self.config.image.stretch, zscore=self.config.image.zscore),
             self._memory,
         )
-        keys = torch.from_numpy(batch.draw_ids.view("int64")) ^ (stream_key("dropout", self._seed) >> 1)
+        keys = batch.draw_ids.view(np.int64) ^ (stream_key("dropout", self._seed) >> 1)
         spectra = spectrum_tokens(members["spectrum"], self.config.spectrum, members.get("ivar"))
-        return Pairs(views, spectra, keys.to(device, non_blocking=True))
+        return Pairs(views, spectra, to_device(keys, device))
 
     def finite(self, inputs: Pairs) -> Tensor:
         parts = (inputs.images, inputs.spectra)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from astroclip_dist.config.objective import MaskedSpectrum
+from astroclip_dist.data.augment.draws import to_device
 from astroclip_dist.data.draws import stream_key
 from astroclip_dist.data.joining import mean_and_std
 from astroclip_dist.data.masking.segments import segment_masks
@@ -76,7 +77,7 @@ class MaskedSpectrumObjective(Objective):
     def prepare(self, batch: Batch) -> MaskedSpectra:
         device, encoder = self._setting.device, self.config.spectrum
         members = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.members.items()}
-        masks = self._masks(batch.draw_ids).to(device, non_blocking=True)
+        masks = to_device(self._masks(batch.draw_ids).numpy(), device)
         ivar = members.get("ivar")
         tokens = spectrum_tokens(members["spectrum"], encoder, ivar)
         if ivar is None:

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
+from astroclip_dist.freed_memory import keep_freed_memory
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -36,6 +38,8 @@ def join(device: Literal["auto", "cpu", "cuda"], timeout_s: float) -> Ranks:
     chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(chosen)
+    else:
+        keep_freed_memory()
     made_here = not dist.is_initialized()
     if made_here:
         alone: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1}

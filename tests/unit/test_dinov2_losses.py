@@ -42,7 +42,7 @@ def test_cross_view_loss(views: int, global_views: int, tile: int, monkeypatch: 
     student = normal(views, SAMPLES, PROTOTYPES).requires_grad_()
     targets = normal(global_views, SAMPLES, PROTOTYPES, seed=1).softmax(dim=-1).requires_grad_()
     monkeypatch.setattr(losses, "_CPU_TILE", tile)
-    loss = cross_view_loss(student, targets, TEMPERATURE)
+    loss = cross_view_loss(student, targets, TEMPERATURE).of_all
     expected = written_out(student, targets.detach())
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
     gradient, none = torch.autograd.grad(loss, (student, targets), allow_unused=True)
@@ -59,7 +59,7 @@ def test_cross_view_loss_has_the_weights_of_dinov2() -> None:
 
     local = sum(pair(target, view) for target in targets for view in student[2:]) / 18
     crossed = 2 / 18 * pair(targets.flip(0).flatten(0, 1), student[:2].flatten(0, 1))
-    torch.testing.assert_close(cross_view_loss(student, targets, TEMPERATURE), local + crossed)
+    torch.testing.assert_close(cross_view_loss(student, targets, TEMPERATURE).of_all, local + crossed)
 
 
 def test_cross_view_loss_is_that_of_lightly() -> None:
@@ -67,7 +67,7 @@ def test_cross_view_loss_is_that_of_lightly() -> None:
     student, teacher = normal(10, SAMPLES, PROTOTYPES), normal(2, SAMPLES, PROTOTYPES, seed=1)
     theirs = lightly.DINOLoss(PROTOTYPES, student_temp=TEMPERATURE).double()
     expected = theirs(list(teacher), list(student), teacher_temp=0.05)
-    found = cross_view_loss(student, (teacher / 0.05).softmax(dim=-1), TEMPERATURE)
+    found = cross_view_loss(student, (teacher / 0.05).softmax(dim=-1), TEMPERATURE).of_all
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
@@ -138,7 +138,7 @@ def test_losses_of_half_precision_logits_are_float32_also_in_autocast() -> None:
     targets = normal(2, SAMPLES, 1000, seed=1).softmax(dim=-1).float()
     weights = torch.full((SAMPLES,), 1.0)
     with torch.autocast("cpu", torch.bfloat16):
-        across = cross_view_loss(student, targets, TEMPERATURE)
+        across = cross_view_loss(student, targets, TEMPERATURE).of_all
         patches = masked_patch_loss(student[0], targets[0], weights, SAMPLES, TEMPERATURE)
         spread = koleo_loss(student[0], cohort=4)
     exact = student.detach().double().requires_grad_()

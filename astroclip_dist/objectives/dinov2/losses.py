@@ -9,7 +9,7 @@ largest tensors of a step, and no float32 copy of them, no softmax and no log-so
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,18 @@ from astroclip_dist.objectives.dinov2.precision import at_least_float32
 _CPU_TILE, _GPU_TILE = 2**18, 2**24
 
 
-def cross_view_loss(student: Tensor, targets: Tensor, temperature: float) -> Tensor:
+class CrossViewLoss(NamedTuple):
+    """Means over samples and pairs of views; 0-d, float32 (float64 for such logits)."""
+
+    of_all: Tensor
+    """What is minimised."""
+    of_global: Tensor
+    """Of the pairs of two global views, detached."""
+    of_local: Tensor
+    """Of the pairs with a local view, detached."""
+
+
+def cross_view_loss(student: Tensor, targets: Tensor, temperature: float) -> CrossViewLoss:
     """DINO's loss: each view of a sample predicts the teacher's targets for each other global view of it.
 
     It is the mean over samples and over the pairs of views (18 for two global and eight local ones): DINOv2's two terms
@@ -31,14 +42,13 @@ def cross_view_loss(student: Tensor, targets: Tensor, temperature: float) -> Ten
         student: (views, n, K) logits, any float dtype, global views first.
         targets: (global views, n, K), rows sum to 1, for the first of the views; no gradient passes to them.
         temperature: of the student.
-
-    Returns:
-        0-d, float32 (float64 for such logits).
     """
     # A view says nothing about itself.
     pairs = [[target for target in range(len(targets)) if target != view] for view in range(len(student))]
-    entropies = _CrossEntropies.apply(student, targets, pairs, temperature)
-    return entropies.mean(dim=1).sum() / sum(map(len, pairs))
+    of_views = _CrossEntropies.apply(student, targets, pairs, temperature).mean(dim=1)
+    total, crossed = sum(map(len, pairs)), len(targets) * (len(targets) - 1)
+    of_global, of_local = of_views.detach().split([len(targets), len(student) - len(targets)])
+    return CrossViewLoss(of_views.sum() / total, of_global.sum() / crossed, of_local.sum() / (total - crossed))
 
 
 def masked_patch_loss(student: Tensor, targets: Tensor, weights: Tensor, crops: int, temperature: float) -> Tensor:

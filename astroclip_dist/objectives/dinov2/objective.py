@@ -96,21 +96,18 @@ class DinoObjective(Objective):
         ibot = masked_patch_loss(
             student.patches, targets.patches, crops.weights, len(crops.global_crops), config.student_temperature
         )
-        loss = config.dino_weight * dino + config.ibot_weight * ibot
-        terms = {"dino_loss": dino, **self._parts(views, wanted, dino.detach()), "ibot_loss": ibot}
+        loss = config.dino_weight * dino.of_all + config.ibot_weight * ibot
+        terms = {
+            "dino_loss": dino.of_all,
+            "dino_global_loss": dino.of_global,
+            "dino_local_loss": dino.of_local,
+            "ibot_loss": ibot,
+        }
         if config.koleo_weight:
             # A sum over the global views, as the published weight is for.
             terms["koleo_loss"] = len(wanted) * koleo_loss(student.features[: len(crops.global_crops)], self._cohort)
             loss = loss + config.koleo_weight * terms["koleo_loss"]
         return {"loss": loss, **terms}
-
-    @torch.no_grad()
-    def _parts(self, student: Tensor, targets: Tensor, dino: Tensor) -> dict[str, Tensor]:
-        """Mean over the pairs of two global views, and over those with a local one."""
-        count, views = len(targets), len(student)
-        between = cross_view_loss(student[:count], targets, self.config.student_temperature)
-        of_local = (count * (views - 1) * dino - count * (count - 1) * between) / (count * (views - count))
-        return {"dino_global_loss": between, "dino_local_loss": of_local}
 
     def frozen(self, step: int) -> tuple[str, ...]:
         return ("prototypes",) if step < self._frozen_steps else ()
