@@ -1,9 +1,10 @@
 """Samples a second of a self-distillation step, over those of one made crop by crop from timm's and lightly's parts.
 
-Same crops, masks, sizes and precision (fp32), one process, all its threads; a step is the teacher's and the student's
-forward, backward, clipping, AdamW and the moving average, without reading and augmentation. What differs: crops are
-packed, so that a linear layer runs once for all ten views; stochastic depth skips the work of dropped branches instead
-of multiplying it by zero; losses go over the logits a tile at a time.
+Same crops, masks, sizes and precision (fp32), a process for each, all its threads; a step is the teacher's and the
+student's forward, backward, clipping, AdamW and the moving average, without reading and augmentation. What differs:
+crops are packed, so that a linear layer runs once for all ten views; stochastic depth skips the work of dropped
+branches instead of multiplying it by zero; losses go over the logits a tile at a time; the process keeps freed memory,
+which the other leaves to the C library's defaults, as such code does.
 
 The table also has the FLOP/s of both as a share of the best rate of a large matrix product, measured in the same
 rounds. FLOPs are those of matrix products and attention, counted by torch as they run: what a branch skips is not
@@ -12,9 +13,12 @@ counted.
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
 import time
+from collections.abc import Callable
 from functools import partial
+from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
@@ -27,6 +31,7 @@ from astroclip_dist.data.manifest import ImageLayout, key_hash
 from astroclip_dist.data.order import Cursor
 from astroclip_dist.data.stream import Batch
 from astroclip_dist.objectives import Setting, objective_of
+from astroclip_dist.objectives.dinov2.crops import Crops
 from astroclip_dist.parallel.engines import StepRates, build_engine
 from astroclip_dist.parallel.process_group import join, leave
 from tests.benchmarks.dinov2_peer import PerCropDino
@@ -107,29 +112,65 @@ def peak_flops(matrix: torch.Tensor, result: torch.Tensor) -> float:
     return 2 * len(matrix) ** 3 / best
 
 
+class Peer:
+    """Steps of the peer in a process of its own, one at a time."""
+
+    def __init__(self, config: RunConfig, inputs: Crops) -> None:
+        self._samples = config.batch.global_size
+        self._mine, theirs = multiprocessing.Pipe()
+        context = multiprocessing.get_context("spawn")
+        self._process = context.Process(target=_serve_peer, args=(theirs, config, inputs), daemon=True)
+        self._process.start()
+
+    def ask(self, question: str) -> float:
+        """``flops`` of a step, or the ``rate`` of one: samples a second."""
+        self._mine.send(question)
+        return self._mine.recv()
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.join()
+
+
+def _serve_peer(connection: Connection, config: RunConfig, inputs: Crops) -> None:
+    assert isinstance(config.objective, ImageDino)
+    peer, samples = PerCropDino(config.objective, config.optimizer), config.batch.global_size
+    groups = [list(group.split(samples)) for group in (inputs.global_crops, inputs.local_crops, inputs.masks)]
+    step = partial(peer.step, *groups)
+    while True:
+        answer = counted_flops(step) if connection.recv() == "flops" else rate(step, samples)
+        connection.send(answer)
+
+
+def rate(step: Callable[[], float], samples: int) -> float:
+    """Samples a second of one step."""
+    began = time.perf_counter()
+    step()
+    return samples / (time.perf_counter() - began)
+
+
 def compare(name: str, size: Size) -> tuple[float, list[list[object]]]:
     """The ratio of samples a second of one model, and its rows of the table."""
     width, heads, samples = MODELS[size][name]
     config = configure(width, heads, samples, size == "small")
-    assert isinstance(config.objective, ImageDino)
-    ours, peer = Ours(config), PerCropDino(config.objective, config.optimizer)
+    ours = Ours(config)
     (crops,) = ours.inputs
-    groups = [list(group.split(samples)) for group in (crops.global_crops, crops.local_crops, crops.masks)]
-    works = {"ours": ours.step, "timm + lightly": partial(peer.step, *groups)}
-    flops = {who: counted_flops(work) for who, work in works.items()}
-
-    def rate(work: partial[float]) -> float:
-        began = time.perf_counter()
-        work()
-        return samples / (time.perf_counter() - began)
-
+    peer = Peer(config, crops)
+    flops = {"ours": counted_flops(ours.step), "timm + lightly": peer.ask("flops")}
     matrix, result = torch.rand(2, MATRIX, MATRIX)
-    cases = {who: partial(rate, work) for who, work in works.items()}
-    rates = interleaved({**cases, "peak": partial(peak_flops, matrix, result)}, REPEATS[size])
+    rates = interleaved(
+        {
+            "ours": partial(rate, ours.step, samples),
+            "timm + lightly": partial(peer.ask, "rate"),
+            "peak": partial(peak_flops, matrix, result),
+        },
+        REPEATS[size],
+    )
+    peer.close()
     ours.close()
     rows: list[list[object]] = []
-    for who in works:
-        shares = [rate * flops[who] / samples / peak for rate, peak in zip(rates[who], rates["peak"], strict=True)]
+    for who in flops:
+        shares = [found * flops[who] / samples / peak for found, peak in zip(rates[who], rates["peak"], strict=True)]
         rows.append(
             [
                 f"{name}, {who}",
