@@ -10,6 +10,7 @@ from typing import Any
 from astroclip_dist.config import RunConfig
 from astroclip_dist.errors import UserError
 from astroclip_dist.store import normalize_url
+from astroclip_dist.train.preemption import Notice
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
     from launchers.worker import work
 
     torch.set_num_threads(settings["threads"])
-    work(RunConfig.model_validate_json(settings["config"]))
+    work(RunConfig.model_validate_json(settings["config"]), Notice())
 
 
 def _has_gpu(device: str) -> bool:

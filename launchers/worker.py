@@ -17,15 +17,22 @@ import warnings
 from astroclip_dist.config import RunConfig
 from astroclip_dist.errors import UserError
 from astroclip_dist.train.failure import OtherRankError
+from astroclip_dist.train.preemption import Notice
 
 # A crash that a restart may cure, told apart from an error of the user's (1, 2), which it cannot.
 CRASHED = 70
+# The state is saved: whoever asked the process to leave is to queue the job again.
+PREEMPTED = 75
 
 log = logging.getLogger("astroclip")
 
 
-def work(config: RunConfig) -> None:
-    """Train on this rank. The launcher has set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT."""
+def work(config: RunConfig, notice: Notice) -> int:
+    """Train on this rank. The launcher has set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+
+    Returns:
+        0 at the end of training, 75 when the process was asked to leave.
+    """
     rank = os.environ["RANK"]
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter(f"%(asctime)s rank {rank}  %(message)s", "%H:%M:%S"))
@@ -38,8 +45,11 @@ def work(config: RunConfig) -> None:
     # Imported here so that the launcher's own process does not pay for it.
     from astroclip_dist.train.loop import train
 
-    progress = train(config)
-    log.info("done: %s", dataclasses.asdict(progress))
+    ending = train(config, notice)
+    if ending.preempted_by:
+        return PREEMPTED
+    log.info("done: %s", dataclasses.asdict(ending.progress))
+    return 0
 
 
 def _stop_with_the_launcher() -> None:
@@ -48,10 +58,12 @@ def _stop_with_the_launcher() -> None:
 
 
 def main() -> int:
+    notice = Notice()
+    notice.listen()
     config = RunConfig.model_validate_json(sys.stdin.readline())
     threading.Thread(target=_stop_with_the_launcher, daemon=True).start()
     try:
-        work(config)
+        return work(config, notice)
     except UserError as error:
         log.error("%s", error)
         return error.exit_code
@@ -62,7 +74,6 @@ def main() -> int:
     except Exception:
         log.error("rank %s: %s", os.environ["RANK"], traceback.format_exc())
         return CRASHED
-    return 0
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -86,10 +87,14 @@ class Optimizer(Section):
 
 
 class Checkpoint(Section):
-    """When the state is saved and how many saves are kept."""
+    """When the state is saved and which saves are kept. One at the end and one at a preemption come in addition."""
 
     every: Length = TrainingLength(1000, "steps")
+    interval: Seconds | None = Field(default=None, gt=0, description="saved, too, when this long was not")
+    background: bool = Field(default=True, description="train on while a save is written; else wait for it")
     keep_last: int = Field(default=3, gt=0)
+    keep_every: Length | None = Field(default=None, description="of these steps a save is kept for ever")
+    keep_best: int = Field(default=0, ge=0, description="saves with the lowest mean loss since the save before")
 
 
 class Tracking(Section):
@@ -107,7 +112,15 @@ class Health(Section):
         default=0.001, ge=0, le=1, description="share of the training split that may turn out to be unreadable"
     )
     skipped_steps_budget: int = Field(default=10, ge=0, description="steps with a loss or gradient that is not finite")
-    collective_timeout: Seconds = 600.0
+    loss_spike: float | None = Field(
+        default=None, gt=0, description="skip a step whose loss is this many standard deviations above the recent ones"
+    )
+    startup_timeout: Seconds = Field(default=1800.0, gt=0, description="of collectives until the first step is done")
+    collective_timeout: Seconds = Field(default=600.0, gt=0, description="of collectives afterwards")
+    hang_deadline: Seconds = Field(
+        default=300.0, gt=0, description="of one phase of a step (data, backward, save, ...)"
+    )
+    preemption_deadline: Seconds = Field(default=60.0, gt=0, description="to save when asked to leave")
     max_restarts: int = Field(default=3, ge=0, description="restarts by the launcher after a failed worker")
 
 
@@ -118,6 +131,9 @@ class RunConfig(Section):
     run: Url = Field(description="run folder URL")
     launcher: Literal["local", "ray"] = "local"
     workers: int = Field(default=1, gt=0, description="world size: processes, one a GPU")
+    min_workers: int | None = Field(
+        default=None, gt=0, description="go on with as few, where workers are lost, and with more when they are back"
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = Field(default=0, ge=0, lt=2**32)
     length: Length
@@ -154,7 +170,29 @@ class RunConfig(Section):
                 batch.micro_size,
                 f"It must divide the {local} samples of a rank (batch.global_size / workers).",
             )
+        if self.min_workers is not None and self.min_workers > workers:
+            raise ConfigError("min_workers", self.min_workers, f"It is more than workers = {workers}.")
         return self
+
+    @property
+    def world_sizes(self) -> tuple[int, ...]:
+        """With how many workers the run may go on, smallest first: those that divide the lanes."""
+        sizes = range(self.min_workers or self.workers, self.workers + 1)
+        return tuple(size for size in sizes if self.batch.lanes % size == 0)
+
+    def at(self, world_size: int) -> RunConfig:
+        """The same training by fewer workers: the same global batches, in more micro-batches that are no larger.
+
+        Raises:
+            ConfigError: this many workers are not among ``world_sizes``.
+        """
+        if world_size == self.workers:
+            return self
+        if world_size not in self.world_sizes:
+            raise ConfigError("workers", world_size, f"The run may have {', '.join(map(str, self.world_sizes))}.")
+        micro_size = math.gcd(self.batch.global_size // world_size, self.micro_batch)
+        batch = self.batch.model_copy(update={"micro_size": micro_size})
+        return self.model_copy(update={"workers": world_size, "batch": batch})
 
     @property
     def data_urls(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from astroclip_dist.data.quarantine import BadData
 from astroclip_dist.parallel.process_group import Ranks
 from astroclip_dist.store import Store, normalize_url
 from astroclip_dist.train.checkpoint import Progress
+from astroclip_dist.train.checkpointer import Saved
 from astroclip_dist.train.run_folder import RUN_FILE, EventLog
 from astroclip_dist.train.throughput import device_peak, peak_memory
 from astroclip_dist.train.tracking import Tracker
@@ -39,6 +40,7 @@ class Journal:
         self._first_step = 0
         self._waited_s = self._took_s = 0.0
         self._steps = 0
+        self._status = "FINISHED"
 
     def __enter__(self) -> Self:
         if self._ranks.is_first:
@@ -57,7 +59,7 @@ class Journal:
                 if error is not None:
                     self._events.write("failed", error=str(error)[:1000])
             finally:
-                self._tracker.close("FAILED" if error is not None else "FINISHED")
+                self._tracker.close("FAILED" if error is not None else self._status)
 
     def started(self, progress: Progress, steps_per_epoch: int) -> None:
         """A first start, or one that goes on from a checkpoint."""
@@ -145,10 +147,17 @@ class Journal:
                 what=[item.why for item in bad[:16]],
             )
 
-    def saved(self, checkpoint: str, progress: Progress) -> None:
+    def saved(self, saved: Saved) -> None:
         """A complete checkpoint."""
         if self._ranks.is_first:
-            self._events.write("saved", step=progress.step, checkpoint=checkpoint)
+            self._events.write("saved", step=saved.progress.step, checkpoint=saved.name)
+
+    def preempted(self, progress: Progress, reason: str) -> None:
+        """The run leaves, to be taken up again."""
+        if self._ranks.is_first:
+            self._events.write("preempted", step=progress.step, reason=reason)
+            self._status = "SCHEDULED"
+            log.info("asked to leave (%s): saved at step %d", reason, progress.step)
 
     def finished(self, progress: Progress) -> None:
         """The end of training."""

@@ -18,15 +18,18 @@ from astroclip_dist.data.dataset import Dataset
 from astroclip_dist.data.mixture import SampleOrder, order_of
 from astroclip_dist.data.quarantine import BadData
 from astroclip_dist.data.stream import Stream
-from astroclip_dist.errors import ConfigError, DataError
+from astroclip_dist.errors import DataError
 from astroclip_dist.models.flops import sample_flops
 from astroclip_dist.objectives import Objective, build_objective
 from astroclip_dist.parallel.engines import Engine, StepRates, build_engine
 from astroclip_dist.parallel.process_group import Ranks, join, leave
 from astroclip_dist.store import Store
-from astroclip_dist.train.checkpoint import Progress, complete_checkpoints, restore, save
+from astroclip_dist.train.agreement import Agreed, agree
+from astroclip_dist.train.checkpoint import Progress, complete_checkpoints, restore
+from astroclip_dist.train.checkpointer import Checkpointer
 from astroclip_dist.train.failure import failing_together
 from astroclip_dist.train.journal import Journal
+from astroclip_dist.train.preemption import Notice
 from astroclip_dist.train.pretrained import pretrained_values
 from astroclip_dist.train.quarantine import RunQuarantine
 from astroclip_dist.train.rates import Rates
@@ -35,8 +38,16 @@ from astroclip_dist.train.weights import export_weights
 log = logging.getLogger(__name__)
 
 
-def train(config: RunConfig) -> Progress:
-    """Run, or go on with, a training on this rank until its length is reached.
+@dataclass(frozen=True)
+class Ending:
+    """How a training ended: at its full length, or saved because of what asked it to leave."""
+
+    progress: Progress
+    preempted_by: str | None
+
+
+def train(config: RunConfig, notice: Notice) -> Ending:
+    """Run, or go on with, a training on this rank until its length is reached or the process is asked to leave.
 
     All ranks call this together, started by a launcher with the variables that ``process_group.join`` reads. The run
     must be registered in its run folder.
@@ -45,18 +56,18 @@ def train(config: RunConfig) -> Progress:
         UserError: configuration, data or storage, on the rank that saw it first.
         OtherRankError: on the other ranks.
     """
-    ranks = join(config.device, config.health.collective_timeout)
+    ranks = join(config.device, config.health.startup_timeout)
     try:
         # All have joined before any may fail: the first error is to be the one that is shown, not a failed join.
         dist.barrier()
         with failing_together(ranks):
-            progress = _Training(config, ranks).run()
+            ending = _Training(config.at(ranks.world_size), ranks, notice).run()
     except BaseException:
         # Whoever made the group: the other ranks are to notice at once that this one is gone.
         dist.destroy_process_group()
         raise
     leave(ranks)
-    return progress
+    return ending
 
 
 @dataclass(frozen=True)
@@ -64,10 +75,14 @@ class _Outcome:
     """One step: its loss over the global batch, the gradient's norm over all ranks, other terms to log, and the bad
     samples that the ranks told each other of."""
 
-    loss: float
+    agreed: Agreed
     gradient_norm: float
     terms: dict[str, Tensor | float]
     quarantined: list[BadData]
+
+    @property
+    def loss(self) -> float:
+        return self.agreed.loss
 
     @property
     def applied(self) -> bool:
@@ -75,10 +90,8 @@ class _Outcome:
 
 
 class _Training:
-    def __init__(self, config: RunConfig, ranks: Ranks) -> None:
-        if ranks.world_size != config.workers:
-            raise ConfigError("workers", config.workers, f"The launcher started {ranks.world_size} processes.")
-        self.config, self.ranks = config, ranks
+    def __init__(self, config: RunConfig, ranks: Ranks, notice: Notice) -> None:
+        self.config, self.ranks, self.notice = config, ranks, notice
         self.store = Store(config.run)
         self.dataset = Dataset.open(config.data_urls, ["train"], config.data_weights)
         batch = config.batch
@@ -93,12 +106,12 @@ class _Training:
         self.quarantine = RunQuarantine(self.store, ranks, budget)
         length = config.length.steps(batch.global_size, self.order.steps_per_epoch)
         self.steps = RunSteps(length, self.order.steps_per_epoch, batch.global_size)
-        self.save_every = self.steps.of(config.checkpoint.every)
         self.rates = Rates(config.optimizer, self.steps)
         self.objective: Objective = build_objective(config, self.dataset, self.steps, ranks.device)
         pretrained = None if complete_checkpoints(self.store) else pretrained_values(config)
         self.engine: Engine = build_engine(config, ranks, self.objective.build(), pretrained)
         self.engine.train()
+        self.checkpointer = Checkpointer(self.store, self.engine, self.objective.state(), config.checkpoint, self.steps)
         image, spectrum = self.dataset.image, self.dataset.spectrum
         self.flops = sample_flops(
             config.objective,
@@ -107,7 +120,7 @@ class _Training:
             global_batch=batch.global_size,
         ).executed
 
-    def run(self) -> Progress:
+    def run(self) -> Ending:
         progress = restore(self.store, self.engine, self.objective.state()) or Progress()
         # Failing together within the journal, too: it is to write down the first rank's error.
         with (
@@ -115,14 +128,23 @@ class _Training:
             failing_together(self.ranks),
         ):
             journal.started(progress, self.order.steps_per_epoch)
+            preempted = False
             if progress.step < self.steps.total:
-                progress = self._steps(progress, journal)
+                progress, preempted = self._steps(progress, journal)
+            if preempted:
+                reasons: list[str | None] = [None] * self.ranks.world_size
+                dist.all_gather_object(reasons, self.notice.reason)
+                reason = next(reason for reason in reasons if reason)
+                journal.preempted(progress, reason)
+                return Ending(progress, reason)
             if self.ranks.is_first:
                 export_weights(self.store)
             journal.finished(progress)
-        return progress
+        return Ending(progress, None)
 
-    def _steps(self, progress: Progress, journal: Journal) -> Progress:
+    def _steps(self, progress: Progress, journal: Journal) -> tuple[Progress, bool]:
+        """Train to the end, or until a rank is asked to leave; in either case the last step is saved."""
+        agreed = None
         with Stream(
             self.dataset,
             self.order,
@@ -134,7 +156,7 @@ class _Training:
             reading=self.config.reading,
             quarantine=self.quarantine.local,
         ) as stream:
-            while progress.step < self.steps.total:
+            while progress.step < self.steps.total and not (agreed and agreed.preempted):
                 began = time.perf_counter()
                 batch = next(stream)
                 waited = time.perf_counter() - began
@@ -162,26 +184,32 @@ class _Training:
                     waited_s=waited,
                     took_s=time.perf_counter() - began,
                 )
-                if progress.step % self.save_every == 0 or progress.step == self.steps.total:
-                    saved = save(
-                        self.store, self.engine, progress, self.config.checkpoint.keep_last, self.objective.state()
-                    )
-                    journal.saved(saved, progress)
-        return progress
+                agreed = outcome.agreed
+                if saved := self.checkpointer.advance(agreed.saving):
+                    journal.saved(saved)
+                if self.checkpointer.due(progress, agreed.save_due) or agreed.preempted:
+                    self.checkpointer.begin(progress, outcome.loss)
+        preempted = agreed is not None and agreed.preempted
+        if saved := self.checkpointer.finish(self.config.health.preemption_deadline if preempted else None):
+            journal.saved(saved)
+        return progress, preempted
 
     def _step(self, inputs: Any, step: int, rates: StepRates) -> _Outcome:
         """Forward, backward, agree, apply. Loss and norm are those of all ranks, so all ranks decide alike."""
         terms = self.objective.accumulate(self.engine, inputs, step)
-        loss = torch.as_tensor(terms.pop("loss")).float()
-        agreed = torch.stack([loss, loss.new_tensor(float(self.quarantine.news))])
-        dist.all_reduce(agreed, dist.ReduceOp.AVG)
-        mean_loss, news = agreed.tolist()
-        quarantined = self.quarantine.tell() if news else []
-        if not math.isfinite(mean_loss):
+        agreed = agree(
+            torch.as_tensor(terms.pop("loss")),
+            news=bool(self.quarantine.news),
+            preempted=self.notice.reason is not None,
+            save_due=self.checkpointer.is_time,
+            saving=self.checkpointer.saving,
+        )
+        quarantined = self.quarantine.tell() if agreed.news else []
+        if not math.isfinite(agreed.loss):
             self.engine.discard()
             self.objective.discard()
-            return _Outcome(mean_loss, math.nan, terms, quarantined)
-        outcome = _Outcome(mean_loss, self.engine.step(rates).item(), terms, quarantined)
+            return _Outcome(agreed, math.nan, terms, quarantined)
+        outcome = _Outcome(agreed, self.engine.step(rates).item(), terms, quarantined)
         if outcome.applied:
             self.objective.after_step(self.engine, step)
         else:

@@ -22,7 +22,7 @@ EVENTS_FILE = "events.jsonl"
 TRACKING_FILE = "tracking.json"
 SPOOL_FOLDER = "tracking"
 # What may differ when a run goes on: where it runs and how it is watched, not what it computes.
-_MAY_CHANGE = ("workers", "launcher", "device", "engine", "reading", "checkpoint", "tracking", "health")
+_MAY_CHANGE = ("workers", "min_workers", "launcher", "device", "engine", "reading", "checkpoint", "tracking", "health")
 
 
 def register(store: Store, config: RunConfig) -> bool:

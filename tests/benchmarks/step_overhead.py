@@ -26,6 +26,7 @@ from astroclip_dist.store import Store
 from astroclip_dist.train.checkpoint import Progress
 from astroclip_dist.train.journal import Journal
 from astroclip_dist.train.loop import _Training
+from astroclip_dist.train.preemption import Notice
 from astroclip_dist.train.run_folder import register
 from tests.benchmarks.result import Result, Size, paired_ratio, print_result, size_asked_for
 from tests.random_survey import write_random_survey
@@ -74,7 +75,7 @@ class TimedLoop:
         self._training.steps = replace(self._training.steps, total=total)
         began = self._tracker_seconds()
         self._ended = time.perf_counter()
-        self._progress = self._training._steps(self._progress, self._journal)
+        self._progress, _ = self._training._steps(self._progress, self._journal)
         time.sleep(2.5)  # it sends once a second
         return self._tracker_seconds() - began
 
@@ -143,7 +144,7 @@ def main() -> None:
         store = Store(config.run)
         register(store, config)
         ranks = join("cpu", 60.0)
-        training = _Training(config, ranks)
+        training = _Training(config, ranks, Notice())
         with Journal(config, store, ranks, 10**6, flops=1e9) as journal:
             journal.started(Progress(), training.order.steps_per_epoch)
             loop = TimedLoop(config, training, journal)

@@ -63,11 +63,12 @@ def survey(tmp_path_factory: pytest.TempPathFactory, tracking: str) -> Survey:
 def train_in_pool(config: Path, overrides: list[str]) -> None:
     """A training without command and launcher, on this rank of a pool."""
     from astroclip_dist.train.loop import train
+    from astroclip_dist.train.preemption import Notice
     from astroclip_dist.train.run_folder import register
 
     loaded = load_config(config, overrides)
     register(Store(loaded.run), loaded)
-    train(loaded)
+    train(loaded, Notice())
 
 
 def losses(run: Path) -> dict[int, float]:
