@@ -25,6 +25,7 @@ from astroclip_dist.train.checkpoint_storage import (
     CheckpointWriter,
     remove_checkpoint,
 )
+from astroclip_dist.train.health.spikes import LossHistory
 
 FOLDER = "checkpoints"
 LATEST = f"{FOLDER}/latest"
@@ -38,17 +39,20 @@ class Progress:
     step: int = 0
     cursor: Cursor = field(default_factory=Cursor)
     skipped_steps: int = 0
+    losses: LossHistory = field(default_factory=LossHistory)
 
     def about(self) -> dict[str, Any]:
         return {
             "step": self.step,
             "cursor": {"epoch": self.cursor.epoch, "step": self.cursor.step},
             "skipped_steps": self.skipped_steps,
+            "losses": self.losses.about(),
         }
 
     @classmethod
     def read(cls, manifest: dict[str, Any]) -> Progress:
-        return cls(manifest["step"], Cursor(**manifest["cursor"]), manifest["skipped_steps"])
+        losses = LossHistory(**manifest.get("losses", {}))
+        return cls(manifest["step"], Cursor(**manifest["cursor"]), manifest["skipped_steps"], losses)
 
 
 def checkpoint_name(step: int) -> str:

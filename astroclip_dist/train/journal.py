@@ -114,27 +114,43 @@ class Journal:
         self._steps = 0
 
     def skipped(
-        self, progress: Progress, batch: Cursor, loss: float, gradient_norm: float, not_finite: list[str]
+        self,
+        progress: Progress,
+        batch: Cursor,
+        loss: float,
+        gradient_norm: float,
+        *,
+        kind: str,
+        not_finite: Sequence[str],
+        rank_losses: Sequence[float],
     ) -> None:
-        """A step that was not applied, and the samples of its batch whose inputs are not finite: none when the data
-        are good and the training itself diverged."""
+        """A step that was not applied.
+
+        Args:
+            kind: why, "not finite" or "spike".
+            not_finite: samples of the batch whose inputs are not finite: none when the data are good and the training
+                itself diverged.
+            rank_losses: of each rank's part of the batch.
+        """
         if self._ranks.is_first:
-            samples = ", ".join(not_finite[:3]) or "none"
             log.warning(
-                "step %d skipped: loss %s, gradient norm %s; samples that are not finite: %s",
+                "step %d skipped (%s): loss %s, gradient norm %s; samples that are not finite: %s",
                 progress.step,
+                kind,
                 loss,
                 gradient_norm,
-                samples,
+                ", ".join(not_finite[:3]) or "none",
             )
             self._events.write(
                 "skipped",
                 step=progress.step,
+                kind=kind,
                 epoch=batch.epoch,
                 batch=batch.step,
                 loss=str(loss),
                 gradient_norm=str(gradient_norm),
-                keys=not_finite[:64],
+                rank_losses=[str(loss) for loss in rank_losses],
+                keys=list(not_finite[:64]),
             )
 
     def quarantined(self, progress: Progress, bad: Sequence[BadData]) -> None:

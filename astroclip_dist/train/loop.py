@@ -166,8 +166,15 @@ class _Training:
                 progress = replace(progress, step=progress.step + 1, cursor=self.order.next(progress.cursor))
                 if not outcome.applied:
                     progress = replace(progress, skipped_steps=progress.skipped_steps + 1)
-                    keys = self._suspects(batch.keys, inputs)
-                    journal.skipped(progress, batch.cursor, outcome.loss, outcome.gradient_norm, keys)
+                    journal.skipped(
+                        progress,
+                        batch.cursor,
+                        outcome.loss,
+                        outcome.gradient_norm,
+                        kind="not finite",
+                        not_finite=self._suspects(batch.keys, inputs),
+                        rank_losses=[],
+                    )
                     self._check_skip_budget(progress)
                 if outcome.quarantined:
                     journal.quarantined(progress, outcome.quarantined)
