@@ -21,6 +21,7 @@ from obstore.exceptions import (
     AlreadyExistsError,
     BaseError,
     PermissionDeniedError,
+    PreconditionError,
     UnauthenticatedError,
 )
 from obstore.store import ObjectStore, from_url
@@ -39,6 +40,10 @@ T = TypeVar("T")
 
 class MissingObjectError(StorageError):
     """The object asked for does not exist."""
+
+
+class ChangedObjectError(StorageError):
+    """The object is not any more what it was when its tag was read."""
 
 
 class ShortObjectError(StorageError):
@@ -126,6 +131,19 @@ class Store:
         """
         return self._call(name, lambda: bytes(obstore.get(self._objects, self._key(name)).bytes()))
 
+    def read_tagged(self, name: str) -> tuple[bytes, str]:
+        """A whole object, and the tag that ``replace`` takes.
+
+        Raises:
+            MissingObjectError, CredentialsError, StorageError
+        """
+
+        def request() -> tuple[bytes, str]:
+            found = obstore.get(self._objects, self._key(name))
+            return bytes(found.bytes()), found.meta["e_tag"] or ""
+
+        return self._call(name, request)
+
     def read_range(self, name: str, start: int, stop: int) -> memoryview:
         """Bytes [start, stop) of an object, without a copy.
 
@@ -151,8 +169,11 @@ class Store:
         found = self._call(name, lambda: obstore.head(self._objects, self._key(name)))
         return ObjectVersion(found["size"], found["e_tag"] or found["last_modified"].isoformat())
 
-    def put(self, name: str, data: bytes | Path, *, create_only: bool = False) -> None:
+    def put(self, name: str, data: bytes | Path, *, create_only: bool = False) -> str:
         """Write an object whole or not at all.
+
+        Returns:
+            Its tag, for ``replace``.
 
         Raises:
             FileExistsError: with create_only, when the object exists already (decided by the storage, not by a look
@@ -170,12 +191,44 @@ class Store:
         )
         try:
             try:
-                self._call(name, write)
+                return self._call(name, write)["e_tag"] or ""
             except MissingObjectError:
                 # The end of a multipart upload, repeated after a lost answer, finds the upload gone: write it again.
-                self._call(name, write)
+                return self._call(name, write)["e_tag"] or ""
         except AlreadyExistsError as error:
             raise FileExistsError(self.locate(name)) from error
+
+    def replace(self, name: str, data: bytes, tag: str) -> str:
+        """Write an object if nobody has since it had this tag: of several writers one wins, decided by the storage.
+        For object storage alone; files of this machine have locks.
+
+        Args:
+            data: unlike what any other writer might put.
+
+        Returns:
+            The new tag.
+
+        Raises:
+            ChangedObjectError: somebody has written or removed it.
+            CredentialsError, StorageError
+        """
+        mode: Any = {"e_tag": tag}
+        try:
+            return (
+                self._call(
+                    name, lambda: obstore.put(self._objects, self._key(name), data, mode=mode, use_multipart=False)
+                )["e_tag"]
+                or ""
+            )
+        except (PreconditionError, MissingObjectError) as error:
+            # A request repeated after a lost answer meets what it has itself written.
+            try:
+                found, new_tag = self.read_tagged(name)
+            except MissingObjectError:
+                found, new_tag = b"", ""
+            if found == data:
+                return new_tag
+            raise ChangedObjectError(self.locate(name), "was changed by somebody else", "Read it again.") from error
 
     def exists(self, name: str) -> bool:
         try:
@@ -217,7 +270,7 @@ class Store:
         where = self.locate(name)
         try:
             return request()
-        except AlreadyExistsError:
+        except (AlreadyExistsError, PreconditionError):
             raise
         except (BaseError, OSError) as error:
             text = str(error)

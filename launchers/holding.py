@@ -1,0 +1,61 @@
+"""Who holds a run: two launchers that start the same run at once would write the same checkpoints.
+
+On a file system of this machine the kernel keeps the hold and lets go of it when its process dies, however it dies
+(``lock_file``). On object storage it is a lease that its holder renews (``lease``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from astroclip_dist.store import MissingObjectError, Store
+from launchers.holder import HeldError, Holder
+from launchers.lease import Lease, LeaseContent
+from launchers.lock_file import LockedError, hold_lock_file, read_lock_file
+
+HOLDER_FILE = "holder.json"
+
+
+@contextmanager
+def hold(run: Store, launcher: str, on_loss: Callable[[HeldError], None]) -> Iterator[None]:
+    """Be the one process that runs a run.
+
+    Args:
+        launcher: its name, told to others who try.
+        on_loss: called by another thread when the hold was lost to somebody else, as it can be on object storage alone.
+
+    Raises:
+        HeldError: another process holds the run; says which.
+        StorageError
+    """
+    holder = Holder.this_process(launcher)
+    path = run.local_path(HOLDER_FILE)
+    if path is None:
+        with Lease(run, HOLDER_FILE, holder).held(on_loss):
+            yield
+        return
+    try:
+        with hold_lock_file(path, holder.model_dump_json().encode()):
+            yield
+    except LockedError as error:
+        raise HeldError(run, Holder.parse(error.content)) from error
+
+
+def holder(run: Store) -> Holder | None:
+    """The process that holds a run, None where nobody does.
+
+    On object storage, a holder on another machine that died less than a lease's time ago is still named.
+
+    Raises:
+        StorageError
+    """
+    path = run.local_path(HOLDER_FILE)
+    if path is not None:
+        content = read_lock_file(path)
+        return None if content is None else Holder.parse(content)
+    try:
+        found = LeaseContent.parse(run.read(HOLDER_FILE)).holder
+    except MissingObjectError:
+        return None
+    return None if found.is_dead else found
