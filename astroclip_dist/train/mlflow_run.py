@@ -1,7 +1,7 @@
 """One run on an MLflow server: found or created, and sent records such that sending them twice changes nothing.
 
-A record is a small dict, ready for JSON: ``kind`` (metric, param, tag, artifact), ``key``, ``value``; a metric has
-``step`` and ``timestamp`` (ms) too; an artifact's value is its content in base64.
+A record is a small dict, ready for JSON: ``kind`` (metric, param, tag, artifact, status), ``key``, ``value``; a metric
+has ``step`` and ``timestamp`` (ms) too, a status ``timestamp``; an artifact's value is its content in base64.
 """
 
 from __future__ import annotations
@@ -43,17 +43,21 @@ class MlflowRun:
         self.run_id = run_id
         self._client = client
         run = client.get_run(run_id)
-        client.update_run(run_id, status="RUNNING")
         self._params: dict[str, str] = dict(run.data.params)
         # The latest step of each metric; no public accessor has it short of reading every metric's whole history.
         self._last_step: dict[str, int] = {metric.key: metric.step for metric in run.data._metric_objs}
 
     @classmethod
-    def connect(cls, store: Store, tracking_uri: str, experiment: str, run_name: str) -> MlflowRun:
-        """The run that ``tracking.json`` names; of all processes that ever get here, exactly one creates it."""
+    def connect(cls, store: Store, tracking_uri: str, experiment: str, run_name: str, began_ms: int) -> MlflowRun:
+        """The run that ``tracking.json`` names; of all processes that ever get here, exactly one creates it.
+
+        Args:
+            began_ms: when the run began, which may be long before the server could be reached.
+        """
         client = MlflowClient(tracking_uri)
         if not store.exists(TRACKING_FILE):
-            run = client.create_run(_experiment_id(client, tracking_uri, experiment), run_name=run_name)
+            experiment_id = _experiment_id(client, tracking_uri, experiment)
+            run = client.create_run(experiment_id, start_time=began_ms, run_name=run_name)
             identity = {
                 "run_id": run.info.run_id,
                 "experiment": experiment,
@@ -71,6 +75,7 @@ class MlflowRun:
 
         A metric's steps only grow: what a restarted process computes again, or an interrupted one left in the spool
         after it was sent, is left out. A parameter keeps its first value; a later one becomes the tag ``resumed.KEY``.
+        Of several statuses the last one counts.
         """
         metrics = [
             Metric(record["key"], record["value"], record["timestamp"], record["step"])
@@ -83,7 +88,7 @@ class MlflowRun:
         tags |= {record["key"]: record["value"] for record in records if record["kind"] == "tag"}
         for some in _batches(metrics, METRICS_A_REQUEST):
             self._client.log_batch(self.run_id, metrics=some)
-        self._last_step |= {metric.key: metric.step for metric in metrics}
+            self._last_step |= {metric.key: metric.step for metric in some}
         for items in _batches(list(new.items()), OTHERS_A_REQUEST):
             self._client.log_batch(self.run_id, params=[Param(key, value) for key, value in items])
         self._params |= new
@@ -92,11 +97,13 @@ class MlflowRun:
         for record in records:
             if record["kind"] == "artifact":
                 self._send_artifact(record["key"], base64.b64decode(record["value"]))
+        statuses = [record for record in records if record["kind"] == "status"]
+        if statuses:
+            self._send_status(statuses[-1]["value"], statuses[-1]["timestamp"])
 
-    def end(self, status: str) -> None:
-        """Set FINISHED, FAILED, KILLED (with the end time), or SCHEDULED for a run that waits to be taken up again."""
+    def _send_status(self, status: str, when_ms: int) -> None:
         if status in ENDED:
-            self._client.set_terminated(self.run_id, status, end_time=now_ms())
+            self._client.set_terminated(self.run_id, status, end_time=when_ms)
         else:
             self._client.update_run(self.run_id, status=status)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
-import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,11 @@ from astroclip_dist import __version__
 from astroclip_dist.config import RunConfig, parse_config
 from astroclip_dist.errors import ConfigError
 from astroclip_dist.store import MissingObjectError, Store
+from astroclip_dist.train.event_log import EVENTS_FILE
+from astroclip_dist.train.event_log import EventLog as EventLog
+from astroclip_dist.train.event_log import read_events as read_events
 
 RUN_FILE = "run.yaml"
-EVENTS_FILE = "events.jsonl"
 TRACKING_FILE = "tracking.json"
 SPOOL_FOLDER = "tracking"
 # What may differ when a run goes on: where it runs and how it is watched, not what it computes.
@@ -53,7 +53,7 @@ def is_finished(store: Store) -> bool:
     """Whether a run has reached its end, and MLflow has all its records."""
     if not store.exists(EVENTS_FILE) or store.list(SPOOL_FOLDER):
         return False
-    return read_events(store)[-1]["event"] == "finished"
+    return any(event["event"] == "finished" for event in read_events(store))
 
 
 def read_run_config(store: Store) -> RunConfig:
@@ -98,31 +98,6 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-class EventLog:
-    """``events.jsonl``: starts, restarts, skips, saves. Written by the first rank only.
-
-    Object storage cannot append: the whole log, which is short, is put again with every event.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        try:
-            self._text = store.read(EVENTS_FILE).decode()
-        except MissingObjectError:
-            self._text = ""
-
-    def write(self, event: str, **details: Any) -> None:
-        """Add one event with the time (UTC) and its details."""
-        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self._text += json.dumps({"time": when, "event": event, **details}) + "\n"
-        self._store.put(EVENTS_FILE, self._text.encode())
-
-
-def read_events(store: Store) -> list[dict[str, Any]]:
-    """All events of a run, oldest first."""
-    return [json.loads(line) for line in store.read(EVENTS_FILE).decode().splitlines()]
 
 
 def _versions() -> dict[str, str]:

@@ -1,8 +1,9 @@
 """MLflow behind a queue: training never waits for the tracking server, and no record is lost or doubled.
 
 Rank 0 alone tracks. One thread talks to MLflow; ``log_*`` only append to its list. While the server is away, records go
-as small objects into ``tracking/`` of the run folder, and are sent in order once it answers: by this process or by the
-next one that opens the run.
+as small objects into ``tracking/`` of the run folder, and are sent in order once it answers: by this process, by the
+next one that opens the run, or by ``astroclip runs sync``. ``keep`` puts there what MLflow does not have yet, too: what
+was logged before a checkpoint must outlive the process once the checkpoint counts, since nobody computes it again.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from typing import Any
 
 from mlflow.exceptions import MlflowException
 
-from astroclip_dist.errors import ConfigError, StorageError
+from astroclip_dist.errors import ConfigError, StorageError, UserError
 from astroclip_dist.store import Store
 from astroclip_dist.train.machine_metrics import MachineMetrics
 from astroclip_dist.train.mlflow_run import PARAM_LENGTH, MlflowRun, Record, mask, now_ms
-from astroclip_dist.train.run_folder import SPOOL_FOLDER, TRACKING_FILE
+from astroclip_dist.train.run_folder import TRACKING_FILE
+from astroclip_dist.train.spool import Spool
 
 START_DEADLINE_S = 20.0
 SEND_INTERVAL_S = 1.0
+KEEP_DEADLINE_S = 10.0
 LONGEST_PAUSE_S = 10.0
 SYSTEM_INTERVAL_S = 10.0
 CLIENT_SETTINGS = {
@@ -45,17 +48,17 @@ class Tracker:
     """The MLflow run of a run folder, the same across restarts: made by ``Tracker.open``, ended by ``close``."""
 
     def __init__(self, store: Store, tracking_uri: str, experiment: str, run_name: str) -> None:
-        self._store = store
-        self._where = (store, tracking_uri, experiment, run_name)
+        self._spool = Spool(store)
+        self._began_ms = _began_ms(store, self._spool)
+        self._where = (store, tracking_uri, experiment, run_name, self._began_ms)
         self._run: MlflowRun | None = None
-        self._lock, self._spooling = threading.Lock(), threading.Lock()
-        self._pending: list[Record] = []
-        self._spool = [found.name for found in store.list(SPOOL_FOLDER) if found.name.endswith(".jsonl")]
-        identity = json.loads(store.read(TRACKING_FILE)) if store.exists(TRACKING_FILE) else {}
-        self._began_ms = identity.get("began_ms", now_ms())
+        self._lock, self._keeping = threading.Lock(), threading.Lock()
+        self._pending: list[Record] = [_status("RUNNING")]
+        # How many records have left the list so far, to MLflow or to the run folder.
+        self._gone = 0
         self._refused: Exception | None = None
         self._closing, self._first_try = threading.Event(), threading.Event()
-        self._final_status, self._deadline = "FINISHED", math.inf
+        self._deadline = math.inf
         self._thread = threading.Thread(target=self._work, name="mlflow-tracker", daemon=True)
 
     @classmethod
@@ -71,8 +74,7 @@ class Tracker:
         Raises:
             ConfigError: the server answered and refused (unknown run, no permission, not a tracking URI).
         """
-        for name, value in CLIENT_SETTINGS.items():
-            os.environ.setdefault(name, value)
+        _configure_client()
         tracker = cls(store, tracking_uri, experiment, run_name)
         tracker._thread.start()
         tracker._first_try.wait(START_DEADLINE_S)
@@ -112,97 +114,178 @@ class Tracker:
         data = content if isinstance(content, bytes) else content.read_bytes()
         self._add([{"kind": "artifact", "key": name, "value": base64.b64encode(data).decode()}])
 
+    def keep(self) -> bool:
+        """Let everything that was logged so far outlive this process: what MLflow does not have yet goes to the run
+        folder. Waits for the storage, so it is not for the training loop's thread; safe in any other.
+
+        Returns:
+            False when the run folder takes no records; they stay in memory.
+        """
+        # The list stays free while the storage takes its time: the training loop must not wait for it.
+        with self._keeping:
+            batch, until = self._batch()
+            if not batch:
+                return True
+            try:
+                self._spool.append(batch)
+            except StorageError as error:
+                _log.error("neither MLflow nor the run folder take records, they stay in memory: %s", error)
+                return False
+            self._forget(until)
+        return True
+
     def close(self, status: str = "FINISHED", deadline_s: float = 30.0) -> int:
         """Send what waits and set the run's status: FINISHED, FAILED, KILLED, or SCHEDULED if it is to be requeued.
 
         Returns:
             How many batches could not be sent by the deadline. They lie in the run folder, and the next process that
-            opens the run sends them.
+            opens the run sends them, or ``astroclip runs sync``.
         """
-        self._final_status, self._deadline = status, time.monotonic() + deadline_s
+        self._add([_status(status)])
+        self._deadline = time.monotonic() + deadline_s
         self._closing.set()
         self._thread.join(deadline_s)
-        self._spool_pending()
-        if self._spool:
-            _log.warning("MLflow is away: %d batches wait in %s", len(self._spool), self._store.locate(SPOOL_FOLDER))
+        if self._pending:
+            # MLflow holds the thread up, and so might the storage.
+            keeper = threading.Thread(target=self.keep, name="mlflow-keeper", daemon=True)
+            keeper.start()
+            keeper.join(min(deadline_s, KEEP_DEADLINE_S))
+        if self._pending:
+            _log.error("%d records for MLflow are lost: neither it nor the run folder takes them", len(self._pending))
+        if unsent := len(self._spool):
+            _log.warning(
+                "MLflow is away: %d batches wait in %s; when it is back: astroclip runs sync %s",
+                unsent,
+                self._spool.url,
+                self._where[0].url,
+            )
         return len(self._spool)
 
     def _add(self, records: list[Record]) -> None:
         with self._lock:
             self._pending.extend(records)
 
+    def _batch(self) -> tuple[list[Record], int]:
+        """The records in memory, and the count of all records up to their last."""
+        with self._lock:
+            return list(self._pending), self._gone + len(self._pending)
+
+    def _forget(self, until: int) -> None:
+        """These records have left; while some were on their way to MLflow, they may have gone to the run folder."""
+        with self._lock:
+            done = max(0, until - self._gone)
+            del self._pending[:done]
+            self._gone += done
+
     def _work(self) -> None:
         machine = MachineMetrics()
+        # Intervals since the run began, so that the count goes on across restarts; a jump of the clock is none.
+        before_s = max(0.0, (now_ms() - self._began_ms) / 1000) - time.monotonic()
         next_sample = time.monotonic() + SEND_INTERVAL_S
         next_try, pause = 0.0, SEND_INTERVAL_S
         while self._refused is None and time.monotonic() < self._deadline:
             # Looked at before the list: whatever was logged before close() is then in it.
             closing = self._closing.is_set()
-            if time.monotonic() >= next_sample:
+            if time.monotonic() >= next_sample and not closing:
                 next_sample += SYSTEM_INTERVAL_S
-                # The step counts intervals since the run began, so that it goes on across restarts.
-                elapsed_s = (now_ms() - self._began_ms) / 1000
-                self.log_metrics(int(elapsed_s / SYSTEM_INTERVAL_S), machine.sample())
+                self.log_metrics(int((before_s + time.monotonic()) / SYSTEM_INTERVAL_S), machine.sample())
             if closing or time.monotonic() >= next_try:
                 try:
-                    run = self._send_all()
+                    self._send_all()
                     if closing:
-                        run.end(self._final_status)
                         return
                     pause = SEND_INTERVAL_S
                 except Exception as error:  # whatever MLflow's stores raise: training must not fail for it
                     if pause == SEND_INTERVAL_S and self._refused is None:
-                        _log.warning("MLflow is away, records wait in the run folder: %s", mask(str(error))[:200])
+                        _log.warning("records for MLflow wait in the run folder: %s", mask(str(error))[:200])
                     pause = min(2 * pause, LONGEST_PAUSE_S)
-                    self._spool_pending()
+                    self.keep()
                 next_try = time.monotonic() + pause
                 self._first_try.set()
             time.sleep(SEND_INTERVAL_S) if closing else self._closing.wait(SEND_INTERVAL_S)
 
-    def _send_all(self) -> MlflowRun:
+    def _send_all(self) -> None:
         try:
             self._run = self._run or MlflowRun.connect(*self._where)
         except Exception as error:
-            away = isinstance(error, MlflowException) and error.error_code not in REFUSALS
-            if not away and not self._first_try.is_set():
+            if _is_refusal(error) and not self._first_try.is_set():
                 self._refused = error
             raise
-        while self._spool:
-            self._send(self._run, [json.loads(line) for line in self._store.read(self._spool[0]).splitlines()])
-            self._store.delete([self._spool[0]])
-            self._spool.pop(0)
-        with self._lock:
-            batch = list(self._pending)
-        self._send(self._run, batch)
-        with self._lock:
-            del self._pending[: len(batch)]
-        return self._run
-
-    def _send(self, run: MlflowRun, records: list[Record]) -> None:
-        try:
-            run.send(records)
-        except MlflowException as error:
-            if error.error_code != "INVALID_PARAMETER_VALUE":
-                raise
-            # It would be refused for ever, and all that follows would wait behind it.
-            _log.error("MLflow refuses %d records, they are dropped: %s", len(records), mask(str(error))[:300])
-
-    def _spool_pending(self) -> None:
-        # The list stays free while the storage takes its time: the training loop must not wait for it.
-        with self._spooling:
-            with self._lock:
-                batch = list(self._pending)
-            if not batch:
+        while True:
+            _send_spool(self._run, self._spool)
+            batch, until = self._batch()
+            if not batch and not len(self._spool):
                 return
-            name = f"{SPOOL_FOLDER}/{time.time_ns():020d}.jsonl"
-            try:
-                self._store.put(name, b"\n".join(json.dumps(record).encode() for record in batch))
-            except StorageError as error:
-                _log.error("neither MLflow nor the run folder take records, they stay in memory: %s", error)
-                return
-            self._spool.append(name)
-            with self._lock:
-                del self._pending[: len(batch)]
+            _send(self._run, batch)
+            self._forget(until)
+
+
+def send_unsent(store: Store, tracking_uri: str, experiment: str, run_name: str) -> int:
+    """Send what processes that have ended left in the run folder: records in order, then the run's status.
+
+    Returns:
+        How many batches were sent.
+
+    Raises:
+        ConfigError: the server answered and refused.
+        StorageError: the server does not answer, or the run folder does not; the rest stays for another time.
+    """
+    _configure_client()
+    spool = Spool(store)
+    unsent = len(spool)
+    if not unsent:
+        return 0
+    try:
+        _send_spool(MlflowRun.connect(store, tracking_uri, experiment, run_name, _began_ms(store, spool)), spool)
+    except UserError:
+        raise
+    except Exception as error:
+        why = mask(str(error)).splitlines()[0][:300]
+        if _is_refusal(error):
+            raise ConfigError("tracking.uri", mask(tracking_uri), f"It cannot be used: {why}") from error
+        raise StorageError(
+            "tracking.uri", mask(tracking_uri), f"{len(spool)} of {unsent} batches stay: MLflow is away ({why})"
+        ) from error
+    return unsent
+
+
+def _configure_client() -> None:
+    for name, value in CLIENT_SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether trying again is no use: the server answered, or what is there is no server."""
+    if isinstance(error, MlflowException):
+        return error.error_code in REFUSALS
+    return not isinstance(error, StorageError)
+
+
+def _send_spool(run: MlflowRun, spool: Spool) -> None:
+    while (records := spool.oldest()) is not None:
+        _send(run, records)
+        spool.drop_oldest()
+
+
+def _send(run: MlflowRun, records: list[Record]) -> None:
+    try:
+        run.send(records)
+    except MlflowException as error:
+        if error.error_code != "INVALID_PARAMETER_VALUE":
+            raise
+        # It would be refused for ever, and all that follows would wait behind it.
+        _log.error("MLflow refuses %d records, they are dropped: %s", len(records), mask(str(error))[:300])
+
+
+def _status(status: str) -> Record:
+    return {"kind": "status", "key": "status", "value": status, "timestamp": now_ms()}
+
+
+def _began_ms(store: Store, spool: Spool) -> int:
+    """When the run began: MLflow may hear of it long afterwards."""
+    if store.exists(TRACKING_FILE):
+        return json.loads(store.read(TRACKING_FILE))["began_ms"]
+    return next((record["timestamp"] for record in spool.oldest() or [] if "timestamp" in record), now_ms())
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,13 +11,11 @@ import yaml
 from astroclip_dist.config import RunConfig, parse_config
 from astroclip_dist.errors import ConfigError
 from astroclip_dist.store import Store
+from astroclip_dist.train.event_log import EventLog
 from astroclip_dist.train.run_folder import (
-    EVENTS_FILE,
     RUN_FILE,
     SPOOL_FOLDER,
-    EventLog,
     is_finished,
-    read_events,
     read_run_config,
     register,
     withdraw,
@@ -105,7 +103,8 @@ def test_a_run_that_never_began_can_be_corrected_and_one_that_did_cannot(store: 
     withdraw(store)
     assert not store.exists(RUN_FILE)
     register(store, config(seed=1))
-    EventLog(store).write("started", step=0)
+    with EventLog(store) as log:
+        log.write("started", step=0)
     withdraw(store)
     with pytest.raises(ConfigError, match="seed: 1 -> 0"):
         register(store, config())
@@ -113,27 +112,14 @@ def test_a_run_that_never_began_can_be_corrected_and_one_that_did_cannot(store: 
 
 def test_finished_means_that_mlflow_has_everything_too(store: Store) -> None:
     assert not is_finished(store)
-    log = EventLog(store)
-    log.write("started", step=0)
+    with EventLog(store) as log:
+        log.write("started", step=0)
     assert not is_finished(store)
-    log.write("finished", step=10)
+    with EventLog(store) as log:
+        log.write("finished", step=10)
     assert is_finished(store)
     store.put(f"{SPOOL_FOLDER}/0001.jsonl", b"{}")
     assert not is_finished(store)
-
-
-def test_events_go_on_where_they_were(store: Store) -> None:
-    EventLog(store).write("started", step=0)
-    log = EventLog(store)
-    log.write("resumed", step=5)
-    log.write("saved", step=10, checkpoint="checkpoints/step-000000010")
-    assert [(event["event"], event["step"]) for event in read_events(store)] == [
-        ("started", 0),
-        ("resumed", 5),
-        ("saved", 10),
-    ]
-    assert all(event["time"].endswith("Z") for event in read_events(store))
-    assert store.read(EVENTS_FILE).count(b"\n") == 3
 
 
 def test_no_run_there(store: Store) -> None:
