@@ -169,7 +169,7 @@ class Store:
         found = self._call(name, lambda: obstore.head(self._objects, self._key(name)))
         return ObjectVersion(found["size"], found["e_tag"] or found["last_modified"].isoformat())
 
-    def put(self, name: str, data: bytes | Path, *, create_only: bool = False) -> str:
+    def put(self, name: str, data: bytes | memoryview | Path, *, create_only: bool = False) -> str:
         """Write an object whole or not at all.
 
         Returns:

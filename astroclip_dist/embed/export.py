@@ -36,8 +36,7 @@ from astroclip_dist.embed.table import (
 from astroclip_dist.errors import DataError
 from astroclip_dist.progress import with_progress
 from astroclip_dist.store import Store
-from astroclip_dist.train.checkpoint import resolve_checkpoint
-from astroclip_dist.train.checkpoint_storage import read_checkpoint_manifest
+from astroclip_dist.train.checkpoint import read_checkpoint_manifest, resolve_checkpoint
 from astroclip_dist.train.run_folder import read_run_config
 from astroclip_dist.train.tracking import Tracker
 

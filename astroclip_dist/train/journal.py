@@ -17,8 +17,7 @@ from astroclip_dist.data.order import Cursor
 from astroclip_dist.data.quarantine import BadData
 from astroclip_dist.parallel.process_group import Ranks
 from astroclip_dist.store import Store, normalize_url
-from astroclip_dist.train.checkpoint import Progress
-from astroclip_dist.train.checkpointer import Saved
+from astroclip_dist.train.checkpoint import Progress, Saved
 from astroclip_dist.train.run_folder import RUN_FILE, EventLog
 from astroclip_dist.train.throughput import device_peak, peak_memory
 from astroclip_dist.train.tracking import Tracker

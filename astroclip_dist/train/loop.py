@@ -25,8 +25,7 @@ from astroclip_dist.parallel.engines import Engine, StepRates, build_engine
 from astroclip_dist.parallel.process_group import Ranks, join, leave
 from astroclip_dist.store import Store
 from astroclip_dist.train.agreement import Agreed, agree
-from astroclip_dist.train.checkpoint import Progress, complete_checkpoints, restore
-from astroclip_dist.train.checkpointer import Checkpointer
+from astroclip_dist.train.checkpoint import Checkpointer, Progress, complete_checkpoints, restore
 from astroclip_dist.train.failure import failing_together
 from astroclip_dist.train.journal import Journal
 from astroclip_dist.train.preemption import Notice
@@ -194,8 +193,11 @@ class _Training:
                 agreed = outcome.agreed
                 if saved := self.checkpointer.advance(agreed.saving):
                     journal.saved(saved)
+                self.checkpointer.observe(outcome.loss)
                 if self.checkpointer.due(progress, agreed.save_due) or agreed.preempted:
-                    self.checkpointer.begin(progress, outcome.loss)
+                    deadline = self.config.health.preemption_deadline if agreed.preempted else None
+                    if saved := self.checkpointer.begin(progress, deadline):
+                        journal.saved(saved)
         preempted = agreed is not None and agreed.preempted
         if saved := self.checkpointer.finish(self.config.health.preemption_deadline if preempted else None):
             journal.saved(saved)

@@ -11,8 +11,7 @@ from astroclip_dist.config.model import ImageEncoder, SpectrumEncoder
 from astroclip_dist.config.objective import ClipAlignment, ImageDino, MaskedSpectrum
 from astroclip_dist.errors import ConfigError
 from astroclip_dist.models.initial import Pretrained
-from astroclip_dist.train.checkpoint import resolve_checkpoint
-from astroclip_dist.train.checkpoint_storage import CheckpointReader
+from astroclip_dist.train.checkpoint import CheckpointReader, resolve_checkpoint
 from astroclip_dist.train.run_folder import read_run_config
 
 

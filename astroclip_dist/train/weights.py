@@ -10,8 +10,7 @@ from torch import nn
 
 from astroclip_dist.errors import DataError
 from astroclip_dist.store import Store
-from astroclip_dist.train.checkpoint import read_tensors, resolve_checkpoint
-from astroclip_dist.train.checkpoint_storage import read_checkpoint_manifest
+from astroclip_dist.train.checkpoint import read_checkpoint_manifest, read_tensors, resolve_checkpoint
 from astroclip_dist.train.run_folder import RUN_FILE
 
 WEIGHTS_FILE = "weights/model.safetensors"

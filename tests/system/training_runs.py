@@ -18,8 +18,7 @@ import psutil
 import torch
 
 from astroclip_dist.store import Store
-from astroclip_dist.train.checkpoint import read_tensors, resolve_checkpoint
-from astroclip_dist.train.checkpoint_storage import read_checkpoint_manifest
+from astroclip_dist.train.checkpoint import read_checkpoint_manifest, read_tensors, resolve_checkpoint
 from astroclip_dist.train.run_folder import read_events
 from astroclip_dist.train.weights import WEIGHTS_FILE
 from tests.random_survey import write_random_survey

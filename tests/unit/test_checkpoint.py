@@ -145,7 +145,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     ),
     "empty file": lambda folder: (folder / "rank-00000.safetensors").write_bytes(b""),
     "missing file": lambda folder: (folder / "rank-00000.safetensors").unlink(),
-    "manifest of another format": lambda folder: (folder / "manifest.json").write_text('{"format_version": 2}'),
+    "manifest of another format": lambda folder: (folder / "manifest.json").write_text('{"format_version": 1}'),
     "manifest that is no JSON": lambda folder: (folder / "manifest.json").write_text('{"format_version": 1'),
     "manifest with another step": lambda folder: (folder / "manifest.json").write_text(
         (folder / "manifest.json").read_text().replace('"step": 20', '"step": 21', 1)

@@ -20,8 +20,7 @@ from astroclip_dist.objectives import Setting, objective_of
 from astroclip_dist.parallel.engines import build_engine
 from astroclip_dist.parallel.process_group import Ranks, join, leave
 from astroclip_dist.store import Store
-from astroclip_dist.train.checkpoint import Progress, resolve_checkpoint, save
-from astroclip_dist.train.checkpoint_storage import CheckpointReader
+from astroclip_dist.train.checkpoint import CheckpointReader, Progress, resolve_checkpoint, save
 from astroclip_dist.train.pretrained import pretrained_values
 from astroclip_dist.train.run_folder import register
 from tests.rank_pool import RankPool
