@@ -57,3 +57,15 @@ def leave(ranks: Ranks) -> None:
     """Close the process group, unless a launcher made it and will close it."""
     if ranks.made_group:
         dist.destroy_process_group()
+
+
+def set_timeout(seconds: float) -> None:
+    """How long collectives of all groups may take from now on."""
+    for group in dist.distributed_c10d._world.pg_map:
+        dist.set_timeout(timedelta(seconds=seconds), group)
+
+
+def collectives_entered() -> int:
+    """How many this rank has entered since it joined, over all groups; on GPUs those of NCCL."""
+    groups: list[Any] = list(dist.distributed_c10d._world.pg_map)
+    return sum(group._get_sequence_number_for_group() for group in groups)

@@ -13,8 +13,8 @@ from astroclip_dist.parallel.process_group import Ranks
 
 _KEY = "astroclip/failure"
 _KINDS: dict[str, type[UserError]] = {kind.__name__: kind for kind in (ConfigError, DataError, StorageError)}
-# What a collective says when the process at its other end is gone.
-_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed")
+# Errors of a collective, or of the store, whose other end is gone or does not come: they say nothing of the reason.
+_LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed")
 
 
 class OtherRankError(Exception):
@@ -47,12 +47,18 @@ def failing_together(ranks: Ranks) -> Iterator[None]:
         raise
     except Exception as error:
         lost = isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST)
+        lost = lost or isinstance(error, dist.DistBackendError | dist.DistNetworkError | dist.DistStoreError)
         try:
             first = _first_failure(store, ranks.rank, None if lost else error)
         except RuntimeError:  # the rank that keeps the store is gone, too
             first = None
         if first is None and lost:
-            raise OtherRankError("another rank ended without a word (killed, or out of memory?)") from error
+            late = "imed out" in str(error)
+            raise OtherRankError(
+                "another rank did not come to a collective in time"
+                if late
+                else "another rank ended without a word (killed, or out of memory?)"
+            ) from error
         if first is None or first["rank"] == ranks.rank:
             raise
         cause = _KINDS[first["kind"]](*first["user_error"]) if first["user_error"] else None

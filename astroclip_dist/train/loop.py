@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from dataclasses import dataclass, replace
@@ -17,16 +16,19 @@ from astroclip_dist.config.schedule import RunSteps
 from astroclip_dist.data.dataset import Dataset
 from astroclip_dist.data.mixture import SampleOrder, order_of
 from astroclip_dist.data.quarantine import BadData
-from astroclip_dist.data.stream import Stream
-from astroclip_dist.errors import DataError
+from astroclip_dist.data.stream import Batch, Stream
 from astroclip_dist.models.flops import sample_flops
 from astroclip_dist.objectives import Objective, build_objective
+from astroclip_dist.parallel import phase
 from astroclip_dist.parallel.engines import Engine, StepRates, build_engine
-from astroclip_dist.parallel.process_group import Ranks, join, leave
+from astroclip_dist.parallel.process_group import Ranks, join, leave, set_timeout
 from astroclip_dist.store import Store
 from astroclip_dist.train.agreement import Agreed, agree
 from astroclip_dist.train.checkpoint import Checkpointer, Progress, complete_checkpoints, restore
 from astroclip_dist.train.failure import failing_together
+from astroclip_dist.train.health.skips import NOT_FINITE, check_budget, suspects, why_skip
+from astroclip_dist.train.health.stragglers import Stragglers
+from astroclip_dist.train.health.watchdog import Watchdog
 from astroclip_dist.train.journal import Journal
 from astroclip_dist.train.preemption import Notice
 from astroclip_dist.train.pretrained import pretrained_values
@@ -34,12 +36,10 @@ from astroclip_dist.train.quarantine import RunQuarantine
 from astroclip_dist.train.rates import Rates
 from astroclip_dist.train.weights import export_weights
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Ending:
-    """How a training ended: at its full length, or saved because of what asked it to leave."""
+    """How a training ended: at its full length, or before it because of what asked a rank to leave."""
 
     progress: Progress
     preempted_by: str | None
@@ -55,11 +55,12 @@ def train(config: RunConfig, notice: Notice) -> Ending:
         UserError: configuration, data or storage, on the rank that saw it first.
         OtherRankError: on the other ranks.
     """
+    phase.begin()
     ranks = join(config.device, config.health.startup_timeout)
     try:
         # All have joined before any may fail: the first error is to be the one that is shown, not a failed join.
         dist.barrier()
-        with failing_together(ranks):
+        with failing_together(ranks), Watchdog(Store(config.run), ranks, config.health):
             ending = _Training(config.at(ranks.world_size), ranks, notice).run()
     except BaseException:
         # Whoever made the group: the other ranks are to notice at once that this one is gone.
@@ -71,21 +72,20 @@ def train(config: RunConfig, notice: Notice) -> Ending:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """One step: its loss over the global batch, the gradient's norm over all ranks, other terms to log, and the bad
-    samples that the ranks told each other of."""
+    """One step: its loss over the global batch and what else was agreed, the loss of this rank's part, the gradient's
+    norm over all ranks, why the step was not applied (None: it was), terms to log, and the bad samples that the ranks
+    told each other of."""
 
     agreed: Agreed
+    rank_loss: Tensor
     gradient_norm: float
+    skipped: str | None
     terms: dict[str, Tensor | float]
     quarantined: list[BadData]
 
     @property
     def loss(self) -> float:
         return self.agreed.loss
-
-    @property
-    def applied(self) -> bool:
-        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
 class _Training:
@@ -127,23 +127,31 @@ class _Training:
             failing_together(self.ranks),
         ):
             journal.started(progress, self.order.steps_per_epoch)
-            preempted = False
+            self.checkpointer.before_newest(journal.keep_records)
             if progress.step < self.steps.total:
-                progress, preempted = self._steps(progress, journal)
-            if preempted:
-                reasons: list[str | None] = [None] * self.ranks.world_size
-                dist.all_gather_object(reasons, self.notice.reason)
-                reason = next(reason for reason in reasons if reason)
-                journal.preempted(progress, reason)
-                return Ending(progress, reason)
+                progress, preempted_by = self._steps(progress, journal)
+                if preempted_by:
+                    journal.preempted(progress, preempted_by)
+                    return Ending(progress, preempted_by)
+            phase.enter("finish")
             if self.ranks.is_first:
                 export_weights(self.store)
             journal.finished(progress)
         return Ending(progress, None)
 
-    def _steps(self, progress: Progress, journal: Journal) -> tuple[Progress, bool]:
-        """Train to the end, or until a rank is asked to leave; in either case the last step is saved."""
-        agreed = None
+    def _reason_to_leave(self) -> str | None:
+        """Why some rank was asked to leave, if one was; called by all ranks together."""
+        reasons: list[str | None] = [None] * self.ranks.world_size
+        dist.all_gather_object(reasons, self.notice.reason)
+        return next((reason for reason in reasons if reason), None)
+
+    def _steps(self, progress: Progress, journal: Journal) -> tuple[Progress, str | None]:
+        """Train to the end, or until a rank is asked to leave before it, by what; in either case the last step is
+        saved."""
+        preempted_by = self._reason_to_leave()
+        phase.enter("data", progress.step)
+        stragglers = Stragglers(self.ranks)
+        settled = False
         with Stream(
             self.dataset,
             self.order,
@@ -155,28 +163,22 @@ class _Training:
             reading=self.config.reading,
             quarantine=self.quarantine.local,
         ) as stream:
-            while progress.step < self.steps.total and not (agreed and agreed.preempted):
+            while progress.step < self.steps.total and not preempted_by:
+                phase.enter("data", progress.step)
                 began = time.perf_counter()
                 batch = next(stream)
                 waited = time.perf_counter() - began
+                phase.enter("prepare")
                 rates = self.rates(progress.step, self.objective.frozen(progress.step))
                 inputs = self.objective.prepare(batch)
-                outcome = self._step(inputs, progress.step, rates)
-                progress = replace(progress, step=progress.step + 1, cursor=self.order.next(progress.cursor))
-                if not outcome.applied:
-                    progress = replace(progress, skipped_steps=progress.skipped_steps + 1)
-                    journal.skipped(
-                        progress,
-                        batch.cursor,
-                        outcome.loss,
-                        outcome.gradient_norm,
-                        kind="not finite",
-                        not_finite=self._suspects(batch.keys, inputs),
-                        rank_losses=[],
-                    )
-                    self._check_skip_budget(progress)
-                if outcome.quarantined:
-                    journal.quarantined(progress, outcome.quarantined)
+                outcome = self._step(inputs, progress, rates)
+                phase.enter("log")
+                if not settled:
+                    set_timeout(self.config.health.collective_timeout)
+                    phase.settle()
+                    settled = True
+                progress = self._account(progress, batch, inputs, outcome, journal)
+                logged = progress.step % self.config.tracking.log_every == 0 or progress.step == self.steps.total
                 journal.step(
                     progress,
                     {
@@ -186,58 +188,72 @@ class _Training:
                         "weight_decay": rates.weight_decay,
                         "quarantined_samples": self.quarantine.samples,
                         **outcome.terms,
+                        **(stragglers.figures() if logged else {}),
                     },
                     waited_s=waited,
                     took_s=time.perf_counter() - began,
                 )
+                phase.enter("save")
                 agreed = outcome.agreed
+                if agreed.preempted and progress.step < self.steps.total:
+                    preempted_by = self._reason_to_leave()
                 if saved := self.checkpointer.advance(agreed.saving):
                     journal.saved(saved)
                 self.checkpointer.observe(outcome.loss)
-                if self.checkpointer.due(progress, agreed.save_due) or agreed.preempted:
-                    deadline = self.config.health.preemption_deadline if agreed.preempted else None
+                if self.checkpointer.due(progress, agreed.save_due) or preempted_by:
+                    deadline = self.config.health.preemption_deadline if preempted_by else None
                     if saved := self.checkpointer.begin(progress, deadline):
                         journal.saved(saved)
-        preempted = agreed is not None and agreed.preempted
-        if saved := self.checkpointer.finish(self.config.health.preemption_deadline if preempted else None):
+        phase.enter("save")
+        if saved := self.checkpointer.finish(self.config.health.preemption_deadline if preempted_by else None):
             journal.saved(saved)
-        return progress, preempted
+        return progress, preempted_by
 
-    def _step(self, inputs: Any, step: int, rates: StepRates) -> _Outcome:
-        """Forward, backward, agree, apply. Loss and norm are those of all ranks, so all ranks decide alike."""
-        terms = self.objective.accumulate(self.engine, inputs, step)
+    def _step(self, inputs: Any, progress: Progress, rates: StepRates) -> _Outcome:
+        """Forward, backward, agree, apply. All ranks decide alike, by the loss and norm of all of them."""
+        terms = self.objective.accumulate(self.engine, inputs, progress.step)
+        phase.enter("agree")
+        loss = torch.as_tensor(terms.pop("loss"))
         agreed = agree(
-            torch.as_tensor(terms.pop("loss")),
+            loss,
             news=bool(self.quarantine.news),
             preempted=self.notice.reason is not None,
             save_due=self.checkpointer.is_time,
             saving=self.checkpointer.saving,
         )
         quarantined = self.quarantine.tell() if agreed.news else []
-        if not math.isfinite(agreed.loss):
+        norm, skipped = math.nan, why_skip(agreed.loss, progress.losses, self.config.health)
+        if skipped is None:
+            phase.enter("step")
+            norm = self.engine.step(rates).item()
+            skipped = None if math.isfinite(norm) else NOT_FINITE
+        else:
             self.engine.discard()
-            self.objective.discard()
-            return _Outcome(agreed, math.nan, terms, quarantined)
-        outcome = _Outcome(agreed, self.engine.step(rates).item(), terms, quarantined)
-        if outcome.applied:
-            self.objective.after_step(self.engine, step)
+        if skipped is None:
+            self.objective.after_step(self.engine, progress.step)
         else:
             self.objective.discard()
-        return outcome
+        return _Outcome(agreed, loss, norm, skipped, terms, quarantined)
 
-    def _suspects(self, keys: list[str], inputs: Any) -> list[str]:
-        """Samples of the global batch whose inputs are not finite; called by all ranks together."""
-        finite = self.objective.finite(inputs)
-        found: list[list[str]] = [[]] * self.ranks.world_size
-        dist.all_gather_object(found, [key for key, good in zip(keys, finite.tolist(), strict=True) if not good])
-        return [key for part in found for key in part]
-
-    def _check_skip_budget(self, progress: Progress) -> None:
-        budget = self.config.health.skipped_steps_budget
-        if progress.skipped_steps > budget:
-            raise DataError(
-                "health.skipped_steps_budget",
-                f"{progress.skipped_steps} steps with a loss or gradient that is not finite; {budget} are allowed",
-                "events.jsonl in the run folder names the samples that are not finite: clean the data; "
-                "where it names none, lower optimizer.lr.",
+    def _account(self, progress: Progress, batch: Batch, inputs: Any, outcome: _Outcome, journal: Journal) -> Progress:
+        """How far the run is after a step; what went wrong in it is written down, and stops the run where it is more
+        than the budget."""
+        progress = replace(progress, step=progress.step + 1, cursor=self.order.next(progress.cursor))
+        if outcome.skipped is None:
+            progress = replace(progress, losses=progress.losses.after(outcome.loss))
+        else:
+            progress = replace(progress, skipped_steps=progress.skipped_steps + 1)
+            keys, losses = suspects(self.ranks, batch.keys, self.objective.finite(inputs), outcome.rank_loss)
+            journal.skipped(
+                progress,
+                batch.cursor,
+                outcome.loss,
+                outcome.gradient_norm,
+                kind=outcome.skipped,
+                not_finite=keys,
+                rank_losses=losses,
             )
+            check_budget(progress.skipped_steps, self.config.health)
+        if outcome.quarantined:
+            journal.quarantined(progress, outcome.quarantined)
+        return progress

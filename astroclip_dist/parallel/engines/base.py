@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from astroclip_dist.config.run import Optimizer as OptimizerConfig
+from astroclip_dist.parallel import phase
 from astroclip_dist.parallel.engines.parameter_groups import StepRates, parameter_groups, set_rates
 from astroclip_dist.parallel.process_group import Ranks
 
@@ -28,13 +29,24 @@ class Engine(ABC):
         self.ranks = ranks
         self.module = module
 
-    @abstractmethod
     def forward(self, *inputs: Tensor | None) -> Any:
         """The module's outputs, under the engine's precision."""
+        phase.enter("forward")
+        outputs = self._forward(*inputs)
+        # What an objective makes of them may need the other ranks' (negatives, targets).
+        phase.enter("loss")
+        return outputs
 
-    @abstractmethod
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Accumulate the gradients of one micro-batch; ``last`` ends the accumulation of a step."""
+        phase.enter("backward")
+        self._backward(loss, last=last)
+
+    @abstractmethod
+    def _forward(self, *inputs: Tensor | None) -> Any: ...
+
+    @abstractmethod
+    def _backward(self, loss: Tensor, *, last: bool) -> None: ...
 
     @abstractmethod
     def step(self, rates: StepRates) -> Tensor:

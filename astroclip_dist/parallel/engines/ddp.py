@@ -35,11 +35,11 @@ class Ddp(TorchEngine):
         )
         self._bf16 = config.precision == "bf16"
 
-    def forward(self, *inputs: Tensor | None) -> Any:
+    def _forward(self, *inputs: Tensor | None) -> Any:
         with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self._bf16):
             return self._wrapped(*inputs)
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
+    def _backward(self, loss: Tensor, *, last: bool) -> None:
         # Gradients are averaged by the backward that runs outside of no_sync, together with what was accumulated.
         with nullcontext() if last else self._wrapped.no_sync():
             loss.backward()

@@ -101,13 +101,13 @@ class DeepSpeedZero(Engine):
         }
         self._state: dict[str, Tensor] = {}
 
-    def forward(self, *inputs: Any) -> Any:
+    def _forward(self, *inputs: Any) -> Any:
         return self._zero(*tree_map(self._cast, inputs))
 
     def _cast(self, value: Any) -> Any:
         return value.to(self._dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
+    def _backward(self, loss: Tensor, *, last: bool) -> None:
         self._zero.set_gradient_accumulation_boundary(last)
         self._zero.backward(loss, scale_wrt_gas=False)
 

@@ -43,10 +43,10 @@ class Fsdp(TorchEngine):
         _fill(module, values)
         super().__init__(ranks, module, optimizer)
 
-    def forward(self, *inputs: Tensor | None) -> Any:
+    def _forward(self, *inputs: Tensor | None) -> Any:
         return self.module(*inputs)
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
+    def _backward(self, loss: Tensor, *, last: bool) -> None:
         self._sharded.set_requires_gradient_sync(last)
         loss.backward()
 

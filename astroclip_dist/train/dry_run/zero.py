@@ -54,13 +54,13 @@ class UnshardedEngine(Engine):
         self._dtype = dtype_of(config)
         module.to_empty(device=ranks.device)
 
-    def forward(self, *inputs: Any) -> Any:
+    def _forward(self, *inputs: Any) -> Any:
         return self.module(*tree_map(self._cast, inputs))
 
     def _cast(self, value: Any) -> Any:
         return value.to(self._dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
+    def _backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()
 
     def step(self, rates: StepRates) -> Tensor:
