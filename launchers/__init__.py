@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Protocol
 
 from astroclip_dist.config import RunConfig
 from astroclip_dist.data.dataset import Dataset
 from astroclip_dist.data.mixture import order_of
+from astroclip_dist.errors import ConfigError
 from astroclip_dist.store import Store
 from astroclip_dist.train.run_folder import is_finished, register, withdraw
+from launchers.holder import HeldError
+from launchers.holding import hold
 
 log = logging.getLogger(__name__)
 
@@ -18,13 +22,24 @@ class Launcher(Protocol):
     """Adapter to one engine that starts processes."""
 
     def run(self, config: RunConfig) -> int:
-        """Train a registered run to its end, and give the command's exit code."""
+        """Train a registered run, which this process holds, to its end or until this process is asked to leave.
+
+        Without this process its workers end, too, however it dies.
+
+        Returns:
+            The command's exit code: 0 done, 1 failed, 2 wrong configuration, 75 left to be started again, 130 left
+            because of Ctrl-C.
+
+        Raises:
+            UserError: of a worker; a restart would not mend it.
+        """
 
 
 def launch(config: RunConfig) -> int:
     """Check what can be checked before anything starts, register the run, and start it.
 
     Raises:
+        HeldError: another process runs this run.
         UserError: configuration, data or storage.
     """
     dataset = Dataset.open(config.data_urls, ["train"], config.data_weights)
@@ -38,16 +53,25 @@ def launch(config: RunConfig) -> int:
     )
     config.tracking_uri()
     run = Store(config.run)
+    if run.url in config.data_urls:
+        raise ConfigError("run", run.url, "That is the dataset; choose another folder for the run.")
     run.check()
-    if register(run, config):
-        if is_finished(run):
+    with hold(run, config.launcher, _stop_at_once):
+        existed = register(run, config)
+        if existed and is_finished(run):
             log.info("%s is finished: nothing to do", run.url)
             return 0
-        return _launcher(config.launcher).run(config)
-    try:
-        return _launcher(config.launcher).run(config)
-    finally:
-        withdraw(run)
+        try:
+            return _launcher(config.launcher).run(config)
+        finally:
+            if not existed:
+                withdraw(run)
+
+
+def _stop_at_once(error: HeldError) -> None:
+    """The run is somebody else's now, and nothing more may be written: neither saved nor tidied up."""
+    log.error("error: %s", error)
+    os._exit(error.exit_code)
 
 
 def _launcher(name: str) -> Launcher:

@@ -23,10 +23,11 @@ from astroclip_dist.store import ChangedObjectError, MissingObjectError, Store
 from launchers.holder import HeldError, Holder
 
 RENEWAL_S = 15.0
-# Four renewals, so that a storage that is away for half a minute takes nobody's lease.
-EXPIRY_S = 60.0
-# A renewal that takes longer is given up; the next one comes.
-_REQUEST_S = 10.0
+# In renewals: a storage that is away for half a minute takes nobody's lease.
+EXPIRY = 4
+# A request that takes longer, in renewals, is given up; the next one comes.
+_REQUEST = 2 / 3
+_POLL = 1 / 15
 log = logging.getLogger(__name__)
 
 
@@ -56,11 +57,13 @@ class LeaseContent(BaseModel):
 class Lease:
     """This process's lease on a run."""
 
-    def __init__(
-        self, run: Store, name: str, holder: Holder, renewal_s: float = RENEWAL_S, expiry_s: float = EXPIRY_S
-    ) -> None:
-        self._run, self._name = Store(run.url, _REQUEST_S), name
-        self._renewal_s, self._expiry_s = renewal_s, expiry_s
+    def __init__(self, run: Store, name: str, holder: Holder, renewal_s: float = RENEWAL_S) -> None:
+        """
+        Args:
+            renewal_s: seconds between two renewals; others take the lease when they saw none for ``EXPIRY`` times that.
+        """
+        self._run, self._name = Store(run.url, _REQUEST * renewal_s), name
+        self._renewal_s, self._expiry_s = renewal_s, EXPIRY * renewal_s
         self._content = LeaseContent(holder=holder, token=uuid.uuid4().hex, renewals=0)
         self._tag = ""
         self._over = threading.Event()
@@ -73,8 +76,8 @@ class Lease:
             on_loss: called once, by another thread, when somebody else has taken it.
 
         Raises:
-            HeldError: another process has it and renews it. To see that takes up to ``renewal_s`` where that process
-                is on another machine, and ``expiry_s`` to see that it does not.
+            HeldError: another process has it and renews it. To see that takes up to one renewal where that process is
+                on another machine, and ``EXPIRY`` of them to see that it does not.
             StorageError
         """
         self._take()
@@ -118,10 +121,10 @@ class Lease:
             if seen is None:
                 seen, since = tag, time.monotonic()
                 log.info(
-                    "%s is held by %s; %.0f s will tell whether that is still there",
+                    "%s is held by %s; in %.0f s at most it will be clear whether that is still there",
                     *(self._run.url, holder, self._expiry_s),
                 )
-            time.sleep(self._renewal_s / 15)
+            time.sleep(_POLL * self._renewal_s)
 
     def _keep(self, on_loss: Callable[[HeldError], None]) -> None:
         failing = False
@@ -157,7 +160,7 @@ class Lease:
                 self._tag = tag
 
     def _give_back(self) -> None:
-        """Removed right after a renewal: for ``expiry_s`` from then on nobody else can have taken it."""
+        """Removed right after a renewal: for ``EXPIRY`` renewals from then on nobody else can have taken it."""
         try:
             self._renew()
             self._run.delete([self._name])

@@ -1,7 +1,8 @@
 """The worker entry point that every launcher starts, one process a rank.
 
 The local launcher runs ``python -m launchers.worker`` and writes the configuration as one line of JSON to its standard
-input, which it keeps open: when it closes, the launcher is gone and the worker must not go on alone.
+input, which it keeps open. Another line is the request to save and leave, and says why; when the input closes, the
+launcher is gone and the worker must not go on alone.
 """
 
 from __future__ import annotations
@@ -52,8 +53,9 @@ def work(config: RunConfig, notice: Notice) -> int:
     return 0
 
 
-def _stop_with_the_launcher() -> None:
-    sys.stdin.read()
+def _follow_the_launcher(notice: Notice) -> None:
+    for reason in sys.stdin:
+        notice.give(reason.strip())
     os._exit(CRASHED)
 
 
@@ -61,7 +63,7 @@ def main() -> int:
     notice = Notice()
     notice.listen()
     config = RunConfig.model_validate_json(sys.stdin.readline())
-    threading.Thread(target=_stop_with_the_launcher, daemon=True).start()
+    threading.Thread(target=_follow_the_launcher, args=(notice,), daemon=True).start()
     try:
         return work(config, notice)
     except UserError as error:

@@ -84,11 +84,13 @@ def test_a_killed_worker_changes_nothing(survey: Survey, tmp_path: Path) -> None
         ("started", 0),
         *saves(5, 15),
         ("failed", None),
+        ("restarting", None),
         ("resumed", 15),
         *saves(20, STEPS),
         ("finished", STEPS),
     ]
     assert "another rank ended without a word" in event(run, "failed")[0]["error"]
+    assert event(run, "restarting")[0]["cause"].endswith("rank 1 was killed by SIGKILL")
     assert "Traceback" not in command.output
     assert result(run) == survey.result
     # One MLflow run, each step in it once.
@@ -293,7 +295,7 @@ NO_SERVER = {
             1,
             r"s3://bucket/survey/manifest\.json: .*AWS_ENDPOINT_URL and that the storage is up",
         ),
-        ("run=/dev/null/run", 1, r"file:///dev/null/run/run\.yaml: Not a directory\. Choose a folder"),
+        ("run=/dev/null/run", 1, r"file:///dev/null/run/holder\.json: Not a directory\. Choose a folder"),
         ("tracking.uri=ftp://nowhere", 2, r"tracking.uri: ftp://nowhere\. It cannot be used"),
     ],
 )
