@@ -24,14 +24,15 @@ from astroclip_dist.train.weights import WEIGHTS_FILE
 from tests.random_survey import write_random_survey
 
 STEPS, STEPS_AN_EPOCH = 30, 6
-# Some 0.1 s a step: time enough to hit a run between two saves. With dropout, which a restart must repeat, too.
+# Some 0.1 s a step: time enough to hit a run between two saves. With dropout, which a restart must repeat, too. Saves are
+# waited for, so that the steps at which a disturbed run goes on are known; ``test_save_kills`` has those in background.
 CONFIG = """
 workers: 2
 seed: 7
 length: 30 steps
 batch: {global_size: 16, lanes: 4, window_shards: 1}
 optimizer: {lr: 1e-3, warmup: 2 steps}
-checkpoint: {every: 5 steps, keep_last: 2}
+checkpoint: {every: 5 steps, keep_last: 2, background: false}
 tracking: {log_every: 1}
 objective:
   image: {width: 128, depth: 3, heads: 4, crop: 20, patch: 4}
