@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     from astroclip_dist.embed.command import add_parser as add_embed
     from astroclip_dist.evaluate.command import add_parser as add_evaluate
+    from astroclip_dist.runs.command import add_parser as add_runs
     from shards.command import add_parser as add_shards
 
     parser = argparse.ArgumentParser("astroclip", description="Pre-train galaxy foundation models at survey scale.")
@@ -42,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     add_shards(commands)
     _add_config(commands)
     _add_train(commands)
+    add_runs(commands)
     add_embed(commands)
     add_evaluate(commands)
     return parser

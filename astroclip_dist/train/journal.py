@@ -18,10 +18,14 @@ from astroclip_dist.data.quarantine import BadData
 from astroclip_dist.parallel.process_group import Ranks
 from astroclip_dist.store import Store, normalize_url
 from astroclip_dist.train.checkpoint import Progress, Saved
-from astroclip_dist.train.run_folder import RUN_FILE, EventLog
+from astroclip_dist.train.event_log import EventLog
+from astroclip_dist.train.run_folder import RUN_FILE
 from astroclip_dist.train.throughput import device_peak, peak_memory
 from astroclip_dist.train.tracking import Tracker
 
+# To write down how it ended, where somebody waits for the process to leave: a launcher whose worker failed, or a
+# queue that wants its place. What MLflow does not get in this time waits in the run folder.
+_HURRIED_EVENTS_S, _HURRIED_TRACKING_S = 2.0, 4.0
 log = logging.getLogger(__name__)
 
 
@@ -53,21 +57,27 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._ranks.is_first:
-            try:
-                if error is not None:
-                    self._events.write("failed", error=str(error)[:1000])
-            finally:
-                self._tracker.close("FAILED" if error is not None else self._status)
+        if not self._ranks.is_first:
+            return
+        if error is not None:
+            self._status = "FAILED"
+            self._events.write("failed", error=str(error)[:1000])
+        if self._status == "FINISHED":
+            self._events.close()
+            self._tracker.close(self._status)
+        else:
+            self._events.close(_HURRIED_EVENTS_S)
+            self._tracker.close(self._status, _HURRIED_TRACKING_S)
 
     def started(self, progress: Progress, steps_per_epoch: int) -> None:
         """A first start, or one that goes on from a checkpoint."""
         self._first_step = progress.step
         if self._ranks.is_first:
             event = "started" if progress.step == 0 else "resumed"
-            self._events.write(event, step=progress.step, world_size=self._ranks.world_size)
+            self._events.write(event, step=progress.step, steps=self._total_steps, world_size=self._ranks.world_size)
             self._tracker.log_params(self._config.model_dump(mode="json"))
             self._tracker.log_artifact(RUN_FILE, self._store.read(RUN_FILE))
+            self._tracker.set_tags({"run_folder": self._store.url})
             log.info(
                 "%s at step %d of %d (%d an epoch), %d ranks",
                 event,
@@ -162,6 +172,12 @@ class Journal:
                 what=[item.why for item in bad[:16]],
             )
 
+    def keep_records(self) -> None:
+        """Let the metrics up to now outlive this process. To be called, by any thread but the training loop's, before a
+        checkpoint of these steps becomes the newest: a run that goes on from there does not compute them again."""
+        if self._ranks.is_first:
+            self._tracker.keep()
+
     def saved(self, saved: Saved) -> None:
         """A complete checkpoint."""
         if self._ranks.is_first:
@@ -178,7 +194,6 @@ class Journal:
         """The end of training."""
         if self._ranks.is_first:
             self._events.write("finished", step=progress.step)
-            self._tracker.set_tags({"run_folder": self._store.url})
 
 
 def _as_floats(terms: Mapping[str, float | Tensor]) -> dict[str, float]:
