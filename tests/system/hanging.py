@@ -1,0 +1,155 @@
+"""Trainings of a few processes, one of which is made to hang or to fail; all are forked from one with torch in it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from astroclip_dist.config import load_config
+from astroclip_dist.store import Store
+from astroclip_dist.train.run_folder import register
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["astroclip_dist.train.loop", "astroclip_dist.parallel.engines.ddp", "launchers.worker"])
+PATIENCE_S = 120.0
+
+
+def hang(*_: object, **__: object) -> None:
+    print(f"hangs from {time.time()}", flush=True)
+    time.sleep(3600)
+
+
+def fail(*_: object, **__: object) -> None:
+    """As a mistake in the code would."""
+    raise RuntimeError("mat1 and mat2 shapes cannot be multiplied (16x128 and 64x32)")
+
+
+def in_data(do: Callable[..., Any]) -> None:
+    from astroclip_dist.data.stream import Stream
+
+    Stream.__next__ = _instead_of_third(Stream.__next__, do)  # type: ignore[method-assign]
+
+
+def in_backward(do: Callable[..., Any]) -> None:
+    """Within autograd, in the hook of a tensor."""
+    from astroclip_dist.parallel.engines.ddp import Ddp
+
+    backward = Ddp._backward
+
+    def hooked(engine: Ddp, loss: Any, *, last: bool) -> None:
+        loss.register_hook(do)
+        backward(engine, loss, last=last)
+
+    Ddp._backward = _instead_of_third(backward, hooked)  # type: ignore[method-assign]
+
+
+def before_a_collective(do: Callable[..., Any]) -> None:
+    """The all-reduce in which the ranks agree, which this one does not enter."""
+    from astroclip_dist.train import loop
+
+    loop.agree = _instead_of_third(loop.agree, do)  # type: ignore[attr-defined]
+
+
+def in_save(do: Callable[..., Any]) -> None:
+    """The storage takes a part of a checkpoint and never says that it has it."""
+    put = Store.put
+
+    def stuck(store: Store, name: str, *args: Any, **kwargs: Any) -> Any:
+        return (do if name.endswith(".safetensors") else put)(store, name, *args, **kwargs)
+
+    Store.put = stuck  # type: ignore[method-assign, assignment]
+
+
+def _instead_of_third(function: Callable[..., Any], do: Callable[..., Any]) -> Callable[..., Any]:
+    calls = iter(range(1, 1000))
+
+    def replaced(*args: Any, **kwargs: Any) -> Any:
+        return (do if next(calls) == 3 else function)(*args, **kwargs)
+
+    return replaced
+
+
+class Training:
+    """A run of which one rank does something else somewhere, in processes as a launcher starts them."""
+
+    def __init__(
+        self,
+        config: Path,
+        overrides: list[str],
+        *,
+        rank: int,
+        where: Callable[[Callable[..., Any]], None],
+        do: Callable[..., Any],
+    ) -> None:
+        loaded = load_config(config, overrides)
+        self.run = Store(loaded.run)
+        register(self.run, loaded)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self._outputs = [config.parent / f"rank-{number}.log" for number in range(loaded.workers)]
+        self._processes: list[BaseProcess] = []
+        for number, output in enumerate(self._outputs):
+            disturb = (where, do) if number == rank else None
+            arguments = (loaded.model_dump_json(), number, loaded.workers, port, output, disturb)
+            self._processes.append(CONTEXT.Process(target=_work, args=arguments, daemon=True))
+            self._processes[-1].start()
+
+    def finish(self) -> list[int | None]:
+        """Exit codes by rank."""
+        deadline = time.monotonic() + PATIENCE_S
+        try:
+            for process in self._processes:
+                process.join(deadline - time.monotonic())
+            return [process.exitcode for process in self._processes]
+        finally:
+            for process in self._processes:
+                process.kill()
+
+    @property
+    def output(self) -> str:
+        """Of all ranks, one after the other."""
+        return "".join(output.read_text() for output in self._outputs)
+
+    @property
+    def hangs_from(self) -> float:
+        """``time.time()``."""
+        return float(re.findall(r"hangs from ([\d.]+)", self.output)[0])
+
+
+def _work(
+    config: str, rank: int, world_size: int, port: int, output: Path, disturb: tuple[Callable[..., Any], Any] | None
+) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    # As the local launcher talks to a worker: its configuration, over a pipe that stays open.
+    there, here = os.pipe()
+    os.write(here, config.encode() + b"\n")
+    sys.stdin = os.fdopen(there)
+    import torch
+
+    from launchers import worker
+
+    torch.set_num_threads(1)
+    if disturb is not None:
+        where, do = disturb
+        where(do)
+    code = worker.main()
+    sys.stdout.flush()
+    os._exit(code)
