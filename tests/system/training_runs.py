@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,11 +49,18 @@ class Command:
     Args:
         arguments: overrides, ``key=value``.
         environment: over this process's.
+        within: a command that becomes the one after it, in other surroundings (``nsenter``).
     """
 
-    def __init__(self, config: Path, *arguments: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        config: Path,
+        *arguments: str,
+        environment: dict[str, str] | None = None,
+        within: Sequence[str] = (),
+    ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "astroclip_dist.cli", "train", str(config), *arguments],
+            [*within, sys.executable, "-m", "astroclip_dist.cli", "train", str(config), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
