@@ -5,89 +5,150 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from astroclip_dist.config import RunConfig
-from astroclip_dist.errors import UserError
-from astroclip_dist.store import normalize_url
+from astroclip_dist.errors import ConfigError, UserError
+from astroclip_dist.store import Store, normalize_url
 from astroclip_dist.train.preemption import Notice
+from astroclip_dist.train.run_folder import EVENTS_FILE, read_events
+from launchers.worker import PREEMPTED
 
+# How often a run with fewer workers than it could have looks for room: each growth costs a restart.
+_RESIZE_CHECK_S = 30.0
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # How often the controller looks at its workers; the default of 2 s adds to every restart.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # Our scaling policy looks for drained nodes itself; Ray's watcher is one more process for each start of workers.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
 log = logging.getLogger(__name__)
 
 
 class RayLauncher:
-    """Ray Train starts the workers, sets up their process group, and restarts them when one fails."""
+    """Ray Train starts the workers, sets up their process group, and restarts them when one fails.
+
+    What Ray does not retry (its controller's own death, a process group that cannot be set up) and what it does not
+    know (workers that left because they were asked to, with their state saved) starts the workers again from here.
+    """
 
     def run(self, config: RunConfig) -> int:
         """Train to the end.
 
         Returns:
-            The exit code of the command: 0 or 1.
+            The exit code of the command: 0, 1, or 75 when it was told to end and the state is saved.
 
         Raises:
             UserError: of a worker; a restart would not mend it.
         """
-        for name, value in {
-            "RAY_USAGE_STATS_ENABLED": "0",
-            # How often the controller looks at its workers; the default of 2 s adds to every restart.
-            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-        }.items():
+        for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)
-        import ray
-        import ray.train
-        from ray.train.torch import TorchConfig, TorchTrainer
-        from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
+        from ray.exceptions import RayError
+        from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
-        from launchers.ray_callbacks import StopOnUserError
+        from launchers.ray_callbacks import cause_in_words, write_restart
 
-        use_gpu = config.device != "cpu" and _has_gpu(config.device)
-        started_here = not ray.is_initialized()
-        if started_here:
-            ray.init(
-                address=os.environ.get("RAY_ADDRESS"),
-                log_to_driver=True,
-                logging_level=logging.WARNING,
-                **({} if os.environ.get("RAY_ADDRESS") else _local_cluster(config.workers)),
-            )
-        threads = max(1, (os.cpu_count() or 1) // config.workers)
-        try:
-            with tempfile.TemporaryDirectory(prefix="astroclip-ray-") as scratch:
-                trainer = TorchTrainer(
-                    _train_on_worker,
-                    train_loop_config={"config": config.model_dump_json(), "threads": threads},
-                    torch_config=TorchConfig(
-                        backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo",
-                        timeout_s=int(config.health.collective_timeout),
-                    ),
-                    scaling_config=ray.train.ScalingConfig(num_workers=config.workers, use_gpu=use_gpu),
-                    run_config=ray.train.RunConfig(
-                        name=normalize_url(config.run).rsplit("/", 1)[-1],
-                        # Our checkpoints go to the run folder; Ray keeps only its own bookkeeping here.
-                        storage_path=scratch,
-                        failure_config=ray.train.FailureConfig(max_failures=config.health.max_restarts),
-                        # Ray annotates this with the callbacks of its older trainer.
-                        callbacks=[StopOnUserError()],  # type: ignore[list-item]
-                    ),
-                )
-                trainer.fit()
-        except TrainingFailedError as error:
-            if isinstance(error, ControllerError) and isinstance(error.controller_failure, UserError):
-                raise error.controller_failure from error
-            log.error("training failed: %s", error)
-            return 1
-        finally:
-            if started_here:
-                ray.shutdown()
-        return 0
+        notice = Notice()
+        run = Store(config.run)
+        restarts_before = _restarts(run)
+        while True:
+            left = config.health.max_restarts - (_restarts(run) - restarts_before)
+            try:
+                with _cluster(config) as own_cluster:
+                    # After Ray, which takes SIGTERM for itself when it connects.
+                    notice.listen()
+                    code = _fit(config, max(left, 0), notice, own_cluster)
+            except (TrainingFailedError, RayError) as error:
+                if isinstance(error, ControllerError) and isinstance(error.controller_failure, UserError):
+                    raise error.controller_failure from error
+                if notice.reason is not None:
+                    return PREEMPTED
+                # Of the workers' failures Ray has counted; the others count here.
+                if isinstance(error, WorkerGroupError) or left <= 0:
+                    log.error("training failed, giving up: %s", error)
+                    return 1
+                write_restart(config.run, cause_in_words(error))
+                continue
+            if code != PREEMPTED or notice.reason is not None:
+                return code
 
 
-def _train_on_worker(settings: dict[str, Any]) -> None:
-    import torch
+def _fit(config: RunConfig, max_failures: int, notice: Notice, own_cluster: bool) -> int:
+    """Start the workers, restart them at most ``max_failures`` times, and give the first rank's exit code."""
+    from ray.train.torch import TorchConfig
+    from ray.train.v2.api.config import FailureConfig, ScalingConfig
+    from ray.train.v2.api.config import RunConfig as RayRunConfig
 
-    from launchers.worker import work
+    from launchers.ray_callbacks import RestartRecord, StopOnUserError
+    from launchers.ray_request import LeaveRequest
+    from launchers.ray_sizes import RunSizes, RunTrainer
+    from launchers.ray_worker import train_on_worker
 
-    torch.set_num_threads(settings["threads"])
-    work(RunConfig.model_validate_json(settings["config"]), Notice())
+    use_gpu = config.device != "cpu" and _has_gpu(config.device)
+    sizes = config.world_sizes
+    scaling = ScalingConfig(
+        num_workers=(sizes[0], sizes[-1]), use_gpu=use_gpu, elastic_resize_monitor_interval_s=_RESIZE_CHECK_S
+    )
+    request = LeaveRequest()
+    with tempfile.TemporaryDirectory(prefix="astroclip-ray-") as scratch, request.passing_on(notice):
+        trainer = RunTrainer(
+            train_on_worker,
+            sizes=RunSizes(scaling, sizes, request),
+            own_cluster=own_cluster,
+            train_loop_config={"config": config.model_dump_json()},
+            torch_config=TorchConfig(
+                backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo",
+                timeout_s=int(config.health.startup_timeout),
+            ),
+            scaling_config=scaling,
+            run_config=RayRunConfig(
+                name=normalize_url(config.run).rsplit("/", 1)[-1],
+                # Our checkpoints go to the run folder; Ray keeps only its own bookkeeping here.
+                storage_path=scratch,
+                failure_config=FailureConfig(max_failures=max_failures),
+                # Ray says that it takes public callbacks alone, and passes the others on.
+                callbacks=[StopOnUserError(), RestartRecord(config.run)],  # type: ignore[list-item]
+            ),
+        )
+        # Typed as the result of Ray's older trainer, which has none.
+        return trainer.fit().return_value  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _cluster(config: RunConfig) -> Iterator[bool]:
+    """Connected to the cluster at RAY_ADDRESS, or to one on this machine that ends with the block.
+
+    Yields:
+        Whether it is one that ends with the block.
+    """
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=True,
+            logging_level=logging.WARNING,
+            **({} if address else _local_cluster(config.workers)),
+        )
+    except ConnectionError as error:
+        raise ConfigError("RAY_ADDRESS", address, "No Ray cluster answers there: start it, or unset it.") from error
+    try:
+        yield not address
+    finally:
+        ray.shutdown()
+
+
+def _local_cluster(workers: int) -> dict[str, Any]:
+    """A Ray of this machine alone, on loopback, with no processes beside those that a training needs."""
+    return {
+        "num_cpus": max(workers + 1, os.cpu_count() or 1),
+        "include_dashboard": False,
+        "_node_ip_address": "127.0.0.1",
+    }
 
 
 def _has_gpu(device: str) -> bool:
@@ -96,11 +157,8 @@ def _has_gpu(device: str) -> bool:
     return device == "cuda" or torch.cuda.is_available()
 
 
-def _local_cluster(workers: int) -> dict[str, Any]:
-    """A Ray of this machine alone, on loopback. Its dashboard is the service that Ray Train asks who is alive."""
-    return {
-        "num_cpus": max(workers + 1, os.cpu_count() or 1),
-        "include_dashboard": True,
-        "dashboard_host": "127.0.0.1",
-        "_node_ip_address": "127.0.0.1",
-    }
+def _restarts(run: Store) -> int:
+    """How often the run was restarted after a failure, in its whole life."""
+    if not run.exists(EVENTS_FILE):
+        return 0
+    return sum(event["event"] == "restarting" for event in read_events(run))

@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 
 from astroclip_dist.store import Store
 from astroclip_dist.train.mlflow_run import read_history
+from launchers.worker import PREEMPTED
 from tests.random_survey import write_random_survey
 from tests.system.training_runs import STEPS, Command, event, events, result, saves, undisturbed, write_config
 
@@ -27,10 +28,10 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def ray_workers(command: Command) -> list[psutil.Process]:
-    """The training processes of a command's own Ray, told by the title that Ray gives them."""
+def ray_processes(command: Command, actor: str) -> list[psutil.Process]:
+    """The processes of an actor's class in a command's own Ray, told by the title that Ray gives them."""
     children = psutil.Process(command.process.pid).children(recursive=True)
-    return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+    return [child for child in children if f"ray::{actor}" in " ".join(child.cmdline())]
 
 
 def test_ray_restarts_a_killed_worker_and_ends_with_the_local_launchers_weights(
@@ -40,17 +41,50 @@ def test_ray_restarts_a_killed_worker_and_ends_with_the_local_launchers_weights(
     run = tmp_path / "run"
     command = Command(write_config(tmp_path, data, str(run)), "launcher=ray")
     command.wait_for("step 17/30")
-    workers = ray_workers(command)
+    workers = ray_processes(command, "RayTrainWorker")
     assert len(workers) == 2
     workers[0].send_signal(signal.SIGKILL)
     assert command.finish() == 0, command.output
+    # The worker that is left may have time to write down why it stops.
     kinds = [entry for entry in events(run) if entry[0] != "failed"]
-    assert kinds == [("started", 0), *saves(5, 15), ("resumed", 15), *saves(20, STEPS), ("finished", STEPS)]
+    again = [("restarting", None), ("resumed", 15), *saves(20, STEPS), ("finished", STEPS)]
+    assert kinds == [("started", 0), *saves(5, 15), *again]
+    restart = event(run, "restarting")[0]
+    assert re.match(r"rank \d: its process died", restart["cause"])
+    assert restart["world_size"] == 2
     assert result(run) == expected
     # One MLflow run, each step in it once.
     steps = [step for step, _ in read_history(Store(run), "loss")]
     assert steps == sorted(set(steps))
     assert {*range(16, STEPS + 1)} <= {*steps}
+
+
+@pytest.mark.slow
+def test_a_told_driver_saves_and_a_dead_controller_is_replaced(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    """SIGTERM to the command: the step that is done is saved, and 75 means to start it again; no step is lost then.
+    The controller, which Ray does not restart, is started again by the command."""
+    data, expected = undisturbed(tmp_path_factory.getbasetemp())
+    run = tmp_path / "run"
+    config = write_config(tmp_path, data, str(run))
+    command = Command(config, "launcher=ray", "checkpoint.every=20 steps")
+    command.wait_for("step 7/30")
+    command.process.send_signal(signal.SIGTERM)
+    assert command.finish() == PREEMPTED, command.output
+    left = event(run, "preempted")[0]
+    assert left["reason"] == "SIGTERM"
+    assert 7 <= left["step"] < 20
+
+    command = Command(config, "launcher=ray", "checkpoint.every=20 steps")
+    command.wait_for(f"resumed at step {left['step']} of 30")
+    command.wait_for("step 21/30")
+    (controller,) = ray_processes(command, "TrainController")
+    controller.send_signal(signal.SIGKILL)
+    assert command.finish() == 0, command.output
+    assert [entry["cause"] for entry in event(run, "restarting")] == ["the controller of the workers died"]
+    assert [entry["step"] for entry in event(run, "resumed")] == [left["step"], 20]
+    assert result(run) == expected
 
 
 @pytest.mark.slow
