@@ -151,7 +151,7 @@ def _ended(workers: list[subprocess.Popen[bytes]]) -> dict[int, int]:
 def _in_words(code: int) -> str:
     if code < 0:
         return f"was killed by {signal.Signals(-code).name}"
-    return "crashed" if code == CRASHED else f"ended with exit code {code}"
+    return "failed" if code == CRASHED else f"ended with exit code {code}"
 
 
 def _free_port() -> int:
