@@ -68,7 +68,7 @@ class RunDescription:
         tracked = "not reached yet"
         if self.mlflow is not None:
             tracked = f"run {self.mlflow['run_id']} of experiment {self.mlflow['experiment']}"
-        unsent = f"; {many(summary.unsent, 'unsent batch')}" if summary.unsent else ""
+        unsent = f"; {many(summary.unsent, 'batch')} of records unsent" if summary.unsent else ""
         return table(
             [
                 ["state", summary.state + (f": {summary.why}" if summary.why else "")],

@@ -13,7 +13,7 @@ import yaml
 from astroclip_dist.config import RunConfig
 from astroclip_dist.errors import DataError, UserError
 from astroclip_dist.runs.diary import Event, in_words
-from astroclip_dist.runs.wording import ago, table
+from astroclip_dist.runs.wording import ago, many, table
 from astroclip_dist.store import MissingObjectError, Store
 from astroclip_dist.train.event_log import EVENTS_FILE, read_events
 from astroclip_dist.train.run_folder import RUN_FILE, SPOOL_FOLDER, TRACKING_FILE, read_run_config
@@ -87,7 +87,7 @@ def listing(runs: Sequence[RunSummary]) -> str:
     rows = [["run", "objective", "state", "step", "age", "last event"]]
     for run in runs:
         step = "" if run.step is None else f"{run.step:,}/{run.steps:,}" if run.steps else f"{run.step:,}"
-        state = run.state + (f", {run.unsent} unsent" if run.unsent else "")
+        state = run.state + (f", {many(run.unsent, 'batch')} unsent" if run.unsent else "")
         age = ago(run.last_time) if run.last_time else ""
         rows.append([run.name, run.objective or "?", state, step, age, _short(run.last_event or run.why or "")])
     return "\n".join(table(rows))

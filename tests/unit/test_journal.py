@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,22 +13,30 @@ from mlflow.tracking import MlflowClient
 
 from astroclip_dist.config import RunConfig, parse_config
 from astroclip_dist.data.order import Cursor
+from astroclip_dist.errors import DataError
 from astroclip_dist.parallel.process_group import Ranks
 from astroclip_dist.store import Store
 from astroclip_dist.train.checkpoint import Progress
+from astroclip_dist.train.event_log import read_events
 from astroclip_dist.train.journal import Journal
-from astroclip_dist.train.run_folder import register
+from astroclip_dist.train.run_folder import is_finished, register
 from astroclip_dist.train.throughput import peak_flops, peak_memory
 
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One for all tests: creating it takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
 @pytest.fixture
-def config(tmp_path: Path) -> RunConfig:
+def config(tmp_path: Path, database: str, request: pytest.FixtureRequest) -> RunConfig:
     return parse_config(
         f"{{data: {tmp_path}/data, run: {tmp_path}/run, device: cpu, length: 4 steps, workers: 2, "
         "batch: {global_size: 8, lanes: 2}, optimizer: {lr: 1e-3}, "
-        f"tracking: {{uri: 'sqlite:///{tmp_path}/mlflow.db', log_every: 2}}}}",
+        f"tracking: {{uri: '{database}', experiment: {request.node.name}, log_every: 2}}}}",
         "test",
     )
 
@@ -42,7 +51,7 @@ def logged(config: RunConfig, rank: int, terms: list[dict[str, Any]], flops: flo
             journal.step(Progress(number, Cursor(0, number)), values, waited_s=0.05, took_s=0.5)
     client = MlflowClient(config.tracking_uri())
     found: dict[str, list[Any]] = {}
-    for experiment in client.search_experiments():
+    if experiment := client.get_experiment_by_name(config.tracking.experiment):
         for run in client.search_runs([experiment.experiment_id]):
             for name in run.data.metrics:
                 history = client.get_metric_history(run.info.run_id, name)
@@ -114,3 +123,46 @@ def test_other_ranks_write_nothing(config: RunConfig) -> None:
 def test_peak_of_a_device(name: str, bf16: float | None) -> None:
     assert peak_flops(name, "bf16") == (None if bf16 is None else pytest.approx(bf16 * 1e12))
     assert (peak_flops(name, "fp32") or 0) < (peak_flops(name, "bf16") or 1)
+
+
+def status(config: RunConfig) -> str:
+    identity = json.loads(Store(config.run).read("tracking.json"))
+    return MlflowClient(config.tracking_uri()).get_run(identity["run_id"]).info.status
+
+
+def test_mlflow_is_told_how_a_run_stands(config: RunConfig) -> None:
+    store = Store(config.run)
+    register(store, config)
+    ranks = Ranks(0, 1, 0, CPU, made_group=False)
+    halfway, done = Progress(2, Cursor(0, 2)), Progress(4, Cursor(0, 4))
+    with Journal(config, store, ranks, 4, 1.0) as journal:
+        journal.started(Progress(), 10)
+        assert status(config) == "RUNNING"
+        journal.preempted(halfway, "SIGTERM")
+    assert status(config) == "SCHEDULED"
+
+    def fail() -> None:
+        with Journal(config, store, ranks, 4, 1.0) as journal:
+            journal.started(halfway, 10)
+            assert status(config) == "RUNNING"
+            raise DataError("field", "value", "Mend it.")
+
+    with pytest.raises(DataError):
+        fail()
+    assert status(config) == "FAILED"
+    with Journal(config, store, ranks, 4, 1.0) as journal:
+        journal.started(halfway, 10)
+        journal.finished(done)
+    assert status(config) == "FINISHED"
+    events = read_events(store)
+    assert [(event["event"], event.get("step")) for event in events] == [
+        ("started", 0),
+        ("preempted", 2),
+        ("resumed", 2),
+        ("failed", None),
+        ("resumed", 2),
+        ("finished", 4),
+    ]
+    assert events[0]["steps"] == 4
+    assert (events[1]["reason"], events[3]["error"]) == ("SIGTERM", "field: value. Mend it.")
+    assert is_finished(store)

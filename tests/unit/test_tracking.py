@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
-from astroclip_dist.errors import ConfigError
+from astroclip_dist.errors import ConfigError, StorageError
 from astroclip_dist.store import Store
 from astroclip_dist.train import tracking
-from astroclip_dist.train.mlflow_run import mask
-from astroclip_dist.train.tracking import Tracker
+from astroclip_dist.train.mlflow_run import MlflowRun, mask, now_ms
+from astroclip_dist.train.run_folder import SPOOL_FOLDER
+from astroclip_dist.train.spool import Spool
+from astroclip_dist.train.tracking import Tracker, send_unsent
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +154,91 @@ def test_system_metrics_go_on_across_a_restart(
 )
 def test_mask(text: str, shown: str) -> None:
     assert mask(text) == shown
+
+
+class Held:
+    """Lets a call begin and holds it until it is let go."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
+        self.begun, self.released = threading.Event(), threading.Event()
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.begun.set()
+        assert self.released.wait(30)
+        return self._call(*arguments)
+
+
+def test_what_is_kept_while_it_is_being_sent_arrives_once(
+    open_tracker: Callable[[], Tracker], database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "SEND_INTERVAL_S", 0.1)
+    tracker = open_tracker()
+    held = Held(MlflowRun.send)
+    monkeypatch.setattr(MlflowRun, "send", lambda run, records: held(run, records))
+    tracker.log_metrics(1, {"loss": 1.0})
+    assert held.begun.wait(10)
+    tracker.log_metrics(2, {"loss": 2.0})
+    assert tracker.keep()
+    (spooled,) = Store(tmp_path / "run").list(SPOOL_FOLDER)
+    kept = [json.loads(line) for line in Store(tmp_path / "run").read(spooled.name).splitlines()]
+    assert [record["step"] for record in kept if record["key"] == "loss"] == [1, 2]
+    tracker.log_metrics(3, {"loss": 3.0})
+    held.released.set()
+    assert tracker.close() == 0
+    assert history(database, tracker.run_id, "loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert Store(tmp_path / "run").list(SPOOL_FOLDER) == []
+
+
+def test_records_that_neither_mlflow_nor_the_run_folder_takes_stay_in_memory(
+    open_tracker: Callable[[], Tracker], database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = open_tracker()
+    with monkeypatch.context() as away:
+
+        def refuse(*arguments: object, **options: object) -> None:
+            raise StorageError("file:///run", "is away", "Bring it back.")
+
+        away.setattr(MlflowRun, "send", refuse)
+        away.setattr(Store, "put", refuse)
+        tracker.log_metrics(1, {"loss": 1.0})
+        assert not tracker.keep()
+    assert tracker.close() == 0
+    assert history(database, tracker.run_id, "loss") == [(1, 1.0)]
+
+
+def test_batches_stay_in_order_although_the_clock_is_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    for step, clock in enumerate((5_000, 9_000, 1_000, 2_000)):
+        monkeypatch.setattr(time, "time_ns", lambda clock=clock: clock)
+        # Each by a process of its own.
+        Spool(store).append([{"kind": "metric", "key": "loss", "step": step}])
+    spool, steps = Spool(store), []
+    while (records := spool.oldest()) is not None:
+        steps.append(records[0]["step"])
+        spool.drop_oldest()
+    assert steps == [0, 1, 2, 3]
+    assert len(spool) == 0
+
+
+def test_a_server_that_is_away_can_be_told_later(database: str, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert send_unsent(store, database, "unit", "later") == 0
+    began = now_ms() - 3_600_000
+    Spool(store).append([{"kind": "status", "key": "status", "value": "RUNNING", "timestamp": began}])
+    Spool(store).append(
+        [
+            {"kind": "metric", "key": "loss", "value": 1.0, "timestamp": began + 1, "step": 1},
+            {"kind": "status", "key": "status", "value": "FINISHED", "timestamp": began + 60_000},
+        ]
+    )
+    with pytest.raises(StorageError, match="2 of 2 batches stay: MLflow is away"):
+        send_unsent(store, "http://127.0.0.1:9", "unit", "later")
+    with pytest.raises(ConfigError, match="cannot be used"):
+        send_unsent(store, "bogus://host", "unit", "later")
+    assert send_unsent(store, database, "unit", "later") == 2
+    run_id = json.loads(store.read("tracking.json"))["run_id"]
+    info = MlflowClient(database).get_run(run_id).info
+    assert (info.status, info.start_time, info.end_time) == ("FINISHED", began, began + 60_000)
+    assert history(database, run_id, "loss") == [(1, 1.0)]
+    assert send_unsent(store, database, "unit", "later") == 0
