@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 
+from astroclip_dist.store import Store
+from astroclip_dist.train.mlflow_run import read_history
 from tests.random_survey import write_random_survey
-from tests.system.hanging import (
+from tests.system.disturbed_training import (
+    Deed,
+    Disturbance,
     Training,
     before_a_collective,
     fail,
@@ -20,8 +27,9 @@ from tests.system.hanging import (
     in_backward,
     in_data,
     in_save,
+    pause,
 )
-from tests.system.training_runs import CONFIG, event, write_config
+from tests.system.training_runs import CONFIG, Command, event, events, result, undisturbed, write_config
 
 TINY = CONFIG.replace("width: 128, depth: 3", "width: 32, depth: 1").replace("length: 30 steps", "length: 12 steps")
 # Long beside a step of such a model, even where other tests use the same cores.
@@ -40,13 +48,14 @@ def survey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield str(data)
 
 
-def disturbed(
-    data: str, folder: Path, where: Callable[[Callable[..., Any]], None], do: Callable[..., Any], *, rank: int, of: int
-) -> Training:
-    folder.mkdir()
-    config = write_config(folder, data, str(folder / "run"), TINY)
+def disturbed(data: str, folder: Path, where: Disturbance, do: Deed, *, rank: int, of: int) -> Training:
     overrides = [f"workers={of}", f"health.hang_deadline={DEADLINE_S:.0f} s", "checkpoint.every=2 steps"]
-    return Training(config, overrides, rank=rank, where=where, do=do)
+    return Training(config_in(folder, data), overrides, rank=rank, where=where, do=do)
+
+
+def config_in(folder: Path, data: str) -> Path:
+    folder.mkdir()
+    return write_config(folder, data, str(folder / "run"), TINY)
 
 
 def test_a_rank_that_hangs_is_found_and_named(survey: str, tmp_path: Path) -> None:
@@ -93,3 +102,79 @@ def test_an_error_of_one_rank_is_shown_once_with_its_traceback(survey: str, tmp_
     ]
     (failed,) = event(tmp_path / "fails" / "run", "failed")
     assert failed["error"] == others[0].split("  ")[1]
+
+
+def test_a_rank_that_is_asked_to_leave_takes_all_along_and_no_step_is_lost(survey: str, tmp_path: Path) -> None:
+    reference = Training(config_in(tmp_path / "reference", survey), [])
+    config, run = config_in(tmp_path / "asked", survey), tmp_path / "asked" / "run"
+    every = ["checkpoint.every=2 steps"]
+
+    # While the first batch loads.
+    training = Training(config, every, rank=0, where=partial(in_data, call=1), do=pause)
+    training.signal(1, signal.SIGTERM, at="pauses")
+    assert training.finish() == [75, 75], training.output
+    assert events(run) == [("started", 0), ("saved", 1), ("preempted", 1)]
+    assert event(run, "preempted")[0]["reason"] == "SIGTERM"
+    assert status(run) == "SCHEDULED"
+
+    # While a save is under way: of step 2, or of the next one, which waits for it.
+    training = Training(config, every, rank=1, where=in_save, do=pause)
+    training.signal(0, signal.SIGUSR1, at="pauses")
+    assert training.finish() == [75, 75], training.output
+    last = events(run)[-1][1]
+    assert last in (3, 4, 5)
+    between = [("saved", step) for step in (2, 4) if step < last]
+    assert events(run)[3:] == [("resumed", 1), *between, ("saved", last), ("preempted", last)]
+    assert event(run, "preempted")[1]["reason"] == "SIGUSR1"
+
+    # In the last step: there is nothing to go on with.
+    training = Training(config, every, rank=0, where=partial(in_data, call=12 - last), do=pause)
+    training.signal(1, signal.SIGUSR2, at="pauses")
+    assert training.finish() == [0, 0], training.output
+    assert events(run)[-1] == ("finished", 12)
+    assert len(event(run, "preempted")) == 2
+    assert status(run) == "FINISHED"
+
+    assert reference.finish() == [0, 0], reference.output
+    assert result(run) == result(tmp_path / "reference" / "run")
+    assert [step for step, _ in read_history(Store(str(run)), "loss")] == list(range(1, 13))
+
+
+def status(run: Path) -> str:
+    """Of the MLflow run."""
+    return MlflowClient().get_run(json.loads((run / "tracking.json").read_text())["run_id"]).info.status
+
+
+@pytest.mark.slow
+def test_collectives_time_out_sooner_after_the_first_step(survey: str, tmp_path: Path) -> None:
+    overrides = ["health.startup_timeout=300 s", "health.collective_timeout=3 s"]
+    config = config_in(tmp_path / "late", survey)
+    training = Training(config, overrides, rank=1, where=before_a_collective, do=hang)
+    assert training.finish(but=1)[0] == 70, training.output
+    assert "another rank did not come to a collective in time" in training.output
+    assert "Traceback" not in training.output
+    (failed,) = event(tmp_path / "late" / "run", "failed")
+    assert 3.0 <= datetime.fromisoformat(failed["time"]).timestamp() - training.hangs_from < 20.0
+
+
+@pytest.mark.slow
+def test_stopped_workers_are_named_and_the_run_goes_on(
+    survey: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    data, expected = undisturbed(tmp_path_factory.getbasetemp())
+    run = tmp_path / "run"
+    command = Command(write_config(tmp_path, data, str(run)), "health.hang_deadline=8 s")
+    # The second to be stopped keeps the store at which the ranks meet.
+    for rank, step in ((1, 7), (0, 17)):
+        command.wait_for(f"step {step}/30")
+        worker = command.workers()[rank]
+        worker.suspend()
+        command.wait_for(
+            rf"rank {rank} does not answer \(stopped, or the node is gone\); rank {1 - rank} is in \w+ since"
+        )
+        assert not psutil.wait_procs([worker], timeout=40)[1], "stopped, and left behind"
+    assert command.finish() == 0, command.output
+    assert [entry["ranks"] for entry in event(run, "hung")] == [[1], [0]]
+    assert [entry["step"] for entry in event(run, "resumed")] == [5, 15]
+    assert result(run) == expected
+    assert len(list((run / "stacks").iterdir())) == 2

@@ -18,8 +18,20 @@ from astroclip_dist.store import Store
 from astroclip_dist.train.run_folder import register
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["astroclip_dist.train.loop", "astroclip_dist.parallel.engines.ddp", "launchers.worker"])
+CONTEXT.set_forkserver_preload(
+    [
+        "astroclip_dist.train.loop",
+        "astroclip_dist.objectives.clip",
+        "astroclip_dist.parallel.engines.ddp",
+        "launchers.worker",
+        "mlflow.tracking.client",
+        "mlflow.store.tracking.sqlalchemy_store",
+    ]
+)
 PATIENCE_S = 120.0
+# What a rank does, and where it puts that.
+Deed = Callable[..., None]
+Disturbance = Callable[[Deed], None]
 
 
 def hang(*_: object, **__: object) -> None:
@@ -27,54 +39,60 @@ def hang(*_: object, **__: object) -> None:
     time.sleep(3600)
 
 
+def pause(*_: object, **__: object) -> None:
+    print("pauses", flush=True)
+    time.sleep(2.0)
+
+
 def fail(*_: object, **__: object) -> None:
     """As a mistake in the code would."""
     raise RuntimeError("mat1 and mat2 shapes cannot be multiplied (16x128 and 64x32)")
 
 
-def in_data(do: Callable[..., Any]) -> None:
+def in_data(do: Deed, call: int = 3) -> None:
     from astroclip_dist.data.stream import Stream
 
-    Stream.__next__ = _instead_of_third(Stream.__next__, do)  # type: ignore[method-assign]
+    Stream.__next__ = _before(call, Stream.__next__, do)  # type: ignore[method-assign]
 
 
-def in_backward(do: Callable[..., Any]) -> None:
+def in_backward(do: Deed, call: int = 3) -> None:
     """Within autograd, in the hook of a tensor."""
     from astroclip_dist.parallel.engines.ddp import Ddp
 
-    backward = Ddp._backward
-
-    def hooked(engine: Ddp, loss: Any, *, last: bool) -> None:
+    def hook(engine: Ddp, loss: Any, *, last: bool) -> None:
         loss.register_hook(do)
-        backward(engine, loss, last=last)
 
-    Ddp._backward = _instead_of_third(backward, hooked)  # type: ignore[method-assign]
+    Ddp._backward = _before(call, Ddp._backward, hook)  # type: ignore[method-assign]
 
 
-def before_a_collective(do: Callable[..., Any]) -> None:
-    """The all-reduce in which the ranks agree, which this one does not enter."""
+def before_a_collective(do: Deed, call: int = 3) -> None:
+    """The all-reduce in which the ranks agree."""
     from astroclip_dist.train import loop
 
-    loop.agree = _instead_of_third(loop.agree, do)  # type: ignore[attr-defined]
+    loop.agree = _before(call, loop.agree, do)  # type: ignore[attr-defined]
 
 
-def in_save(do: Callable[..., Any]) -> None:
-    """The storage takes a part of a checkpoint and never says that it has it."""
+def in_save(do: Deed) -> None:
+    """While a part of a checkpoint is put into the storage."""
     put = Store.put
 
-    def stuck(store: Store, name: str, *args: Any, **kwargs: Any) -> Any:
-        return (do if name.endswith(".safetensors") else put)(store, name, *args, **kwargs)
+    def disturbed(store: Store, name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.endswith(".safetensors"):
+            do()
+        return put(store, name, *args, **kwargs)
 
-    Store.put = stuck  # type: ignore[method-assign, assignment]
+    Store.put = disturbed  # type: ignore[method-assign]
 
 
-def _instead_of_third(function: Callable[..., Any], do: Callable[..., Any]) -> Callable[..., Any]:
+def _before(call: int, function: Callable[..., Any], do: Deed) -> Callable[..., Any]:
     calls = iter(range(1, 1000))
 
-    def replaced(*args: Any, **kwargs: Any) -> Any:
-        return (do if next(calls) == 3 else function)(*args, **kwargs)
+    def disturbed(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == call:
+            do(*args, **kwargs)
+        return function(*args, **kwargs)
 
-    return replaced
+    return disturbed
 
 
 class Training:
@@ -85,9 +103,9 @@ class Training:
         config: Path,
         overrides: list[str],
         *,
-        rank: int,
-        where: Callable[[Callable[..., Any]], None],
-        do: Callable[..., Any],
+        rank: int = 0,
+        where: Disturbance | None = None,
+        do: Deed = hang,
     ) -> None:
         loaded = load_config(config, overrides)
         self.run = Store(loaded.run)
@@ -95,29 +113,41 @@ class Training:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        self._outputs = [config.parent / f"rank-{number}.log" for number in range(loaded.workers)]
+        self._outputs = [config.parent / f"{port}-{number}.log" for number in range(loaded.workers)]
         self._processes: list[BaseProcess] = []
         for number, output in enumerate(self._outputs):
-            disturb = (where, do) if number == rank else None
+            disturb = (where, do) if where and number == rank else None
             arguments = (loaded.model_dump_json(), number, loaded.workers, port, output, disturb)
             self._processes.append(CONTEXT.Process(target=_work, args=arguments, daemon=True))
             self._processes[-1].start()
 
-    def finish(self) -> list[int | None]:
-        """Exit codes by rank."""
+    def signal(self, rank: int, number: int, at: str) -> None:
+        """Send one rank's process a signal when a pattern is in the output."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not re.search(at, self.output):
+            assert time.monotonic() < deadline, f"no {at!r} in {PATIENCE_S} s:\n{self.output}"
+            time.sleep(0.02)
+        pid = self._processes[rank].pid
+        assert pid is not None
+        os.kill(pid, number)
+
+    def finish(self, *, but: int | None = None) -> list[int | None]:
+        """Exit codes by rank; that of one rank is not waited for."""
         deadline = time.monotonic() + PATIENCE_S
         try:
-            for process in self._processes:
-                process.join(deadline - time.monotonic())
+            for rank, process in enumerate(self._processes):
+                if rank != but:
+                    process.join(deadline - time.monotonic())
             return [process.exitcode for process in self._processes]
         finally:
             for process in self._processes:
                 process.kill()
+                process.join()
 
     @property
     def output(self) -> str:
         """Of all ranks, one after the other."""
-        return "".join(output.read_text() for output in self._outputs)
+        return "".join(output.read_text() for output in self._outputs if output.exists())
 
     @property
     def hangs_from(self) -> float:
@@ -126,7 +156,7 @@ class Training:
 
 
 def _work(
-    config: str, rank: int, world_size: int, port: int, output: Path, disturb: tuple[Callable[..., Any], Any] | None
+    config: str, rank: int, world_size: int, port: int, output: Path, disturb: tuple[Disturbance, Deed] | None
 ) -> None:
     os.environ.update(
         RANK=str(rank),
