@@ -16,17 +16,15 @@ import obstore
 import torch
 import torch._dynamo  # which the first optimizer of a process would import: seconds for each
 import torch.distributed as dist
-from torch import Tensor, nn
 
-from astroclip_dist.config.engine import DdpEngine
-from astroclip_dist.config.run import Checkpoint, Optimizer
+from astroclip_dist.config.run import Checkpoint
 from astroclip_dist.config.schedule import RunSteps
 from astroclip_dist.data.order import Cursor
-from astroclip_dist.models.initial import InitialValues
 from astroclip_dist.parallel.engines.ddp import Ddp
 from astroclip_dist.parallel.process_group import Ranks
 from astroclip_dist.store import Store
 from astroclip_dist.train.checkpoint import Checkpointer, Progress
+from tests.small_engine import fill, small_engine
 
 RANKS = 2
 FIRST, SECOND = 10, 20
@@ -38,25 +36,6 @@ class Kill(NamedTuple):
     rank: int
     operation: int
     after: bool
-
-
-class Small(nn.Sequential):
-    def __init__(self) -> None:
-        super().__init__(nn.Linear(8, 8), nn.Linear(8, 8))
-
-    def forward(self, values: Tensor) -> Tensor:
-        return self[1](self[0](values))
-
-
-def small_engine(ranks: Ranks) -> Ddp:
-    module = Small()
-    return Ddp(DdpEngine(), ranks, module, Optimizer(lr=1e-3), InitialValues(module, seed=0))
-
-
-def fill(engine: Ddp, step: int) -> None:
-    """Let every number of the state be that of the step, so that parts of two saves cannot be mixed up."""
-    for tensor in engine.state().values():
-        tensor.detach().fill_(step)
 
 
 def save_twice(rank: int, folder: Path, background: bool, kill: Kill | None) -> None:

@@ -15,7 +15,8 @@ from astroclip_dist.data.order import Cursor
 from astroclip_dist.parallel.process_group import Ranks, join, leave
 from astroclip_dist.store import Store
 from astroclip_dist.train.checkpoint import Progress, describe, resolve_checkpoint, restore, save, verify
-from tests.system.save_to_kill import FIRST, RANKS, SECOND, Kill, save_twice, small_engine
+from tests.small_engine import small_engine
+from tests.system.save_to_kill import FIRST, RANKS, SECOND, Kill, save_twice
 
 # What the second save does on each rank, in this order. The first save's checkpoint goes when the second is complete.
 OLD, NEW = f"step-{FIRST:09d}", f"step-{SECOND:09d}"

@@ -29,9 +29,11 @@ from astroclip_dist.store import Store
 from astroclip_dist.train.checkpoint import (
     Progress,
     complete_checkpoints,
+    read_checkpoint_manifest,
     resolve_checkpoint,
     restore,
     save,
+    verify,
 )
 from astroclip_dist.train.weights import load_weights
 from tests.rank_pool import RankPool
@@ -171,23 +173,54 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     assert message.count("step-000000020") == 2, "the damaged file is not named"
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "rank-00000.safetensors"])
 def test_no_flipped_bit_goes_unnoticed(
+    name: str, two_saves: tuple[Path, list[dict[str, torch.Tensor]]], new_engine: Callable[[], Engine]
+) -> None:
+    run, states = two_saves
+    path = run / "checkpoints" / "step-000000020" / name
+    engine, whole = new_engine(), path.read_bytes()
+    data = 0 if name == "manifest.json" else sum(tensor.nbytes for tensor in states[1].values())
+    header = len(whole) - data
+    # First and last byte, both sides of the border between header and data, and any.
+    places = {
+        0,
+        7,
+        8,
+        header - 1,
+        header % len(whole),
+        len(whole) - 1,
+        *np.random.default_rng(0).integers(len(whole), size=12),
+    }
+    for at in sorted(map(int, places)):
+        flip(path, at)
+        progress = restore(Store(run), engine)
+        assert progress is not None
+        assert progress.step == 10, f"the flipped bit in byte {at} of {len(whole)} was not found"
+        assert same(copy(engine), states[0])
+        assert verify(Store(path.parent)) != []
+        path.write_bytes(whole)
+    assert verify(Store(path.parent)) == []
+
+
+def test_a_damaged_pointer_is_an_error_that_names_it(
     two_saves: tuple[Path, list[dict[str, torch.Tensor]]], new_engine: Callable[[], Engine]
 ) -> None:
     run, states = two_saves
-    folder = run / "checkpoints" / "step-000000020"
-    engine, rng, noticed = new_engine(), np.random.default_rng(0), 0
-    for path in sorted(folder.iterdir()):
-        whole = path.read_bytes()
-        for at in rng.integers(0, len(whole), 40):
-            flip(path, int(at))
-            progress = restore(Store(run), engine)
-            assert progress is not None
-            # A safetensors header is not what tensors are found by: damage there alone does no harm.
-            assert same(copy(engine), states[0] if progress.step == 10 else states[1])
-            noticed += progress.step == 10
-            path.write_bytes(whole)
-    assert noticed > 60
+    latest = run / "checkpoints" / "latest"
+    whole = latest.read_bytes()
+    for at in range(len(whole)):
+        flip(latest, at)
+        try:
+            with pytest.raises(DataError, match=r"checkpoints/latest: damaged|not there"):
+                read_checkpoint_manifest(resolve_checkpoint(str(run))[1])
+        finally:
+            latest.write_bytes(whole)
+    flip(latest, 3)
+    # Going on with a run needs no pointer.
+    engine = new_engine()
+    assert restore(Store(run), engine) == Progress(20, Cursor(1, 20), 2)
+    assert same(copy(engine), states[1])
 
 
 def test_all_checkpoints_damaged_is_an_error(
