@@ -29,7 +29,7 @@ _OVERRIDDEN = {
         "make_decision_for_non_running_worker_group",
         "make_decision_for_running_worker_group",
     ),
-    TorchTrainer: ("_create_default_callbacks", "_initialize_and_run_controller"),
+    TorchTrainer: ("_create_default_callbacks", "_initialize_and_run_controller", "_register_sigint_handler"),
 }
 _DRAIN_POLL_S = 2.0
 log = logging.getLogger(__name__)
@@ -78,6 +78,7 @@ class RunSizes(ElasticScalingPolicy):
         if worker_group_state is self._asked:
             return NoopDecision()
         if reason := self._reason_to_leave(worker_group_state, decision):
+            log.warning("asking the workers to leave: %s", reason)
             for worker in worker_group_state.workers:
                 worker.execute_async(ask_to_leave, reason)
             self._asked = worker_group_state
@@ -131,6 +132,10 @@ class RunTrainer(TorchTrainer):
         if "scaling_policy" not in parts:
             raise _other_ray("whose controller takes no scaling policy")
         return super()._initialize_and_run_controller(**{**parts, "scaling_policy": self._sizes})
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Ray's own ends the process with 0, as if the run were done. Ctrl-C ends the command like any other, and Ray
+        ends the controller and the workers of a command that is gone."""
 
 
 def _other_ray(how: str) -> ConfigError:

@@ -65,14 +65,18 @@ class Hosts:
         for name in (*self.addresses, "bridge"):
             _ip("netns", "delete", _namespace(name))
 
+    def within(self, name: str) -> list[str]:
+        """What, before a command, makes it run on a host; the process becomes the command."""
+        assert IP is not None
+        return [IP, "netns", "exec", _namespace(name)]
+
     def start(
         self, name: str, command: Sequence[str], environment: Mapping[str, str], output: Path
     ) -> subprocess.Popen[bytes]:
         """Start a process on a host; ``output`` takes what it prints."""
-        assert IP is not None
         with output.open("ab") as file:
             return subprocess.Popen(
-                [IP, "netns", "exec", _namespace(name), *command],
+                [*self.within(name), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -81,9 +85,8 @@ class Hosts:
 
     def run(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> str:
         """What a short command prints on a host."""
-        assert IP is not None
         done = subprocess.run(
-            [IP, "netns", "exec", _namespace(name), *command],
+            [*self.within(name), *command],
             env={**os.environ, **environment},
             capture_output=True,
             text=True,

@@ -88,6 +88,22 @@ def test_a_told_driver_saves_and_a_dead_controller_is_replaced(
 
 
 @pytest.mark.slow
+def test_workers_that_cannot_connect_are_started_again_until_the_budget_is_spent(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    data, _ = undisturbed(tmp_path_factory.getbasetemp())
+    run = tmp_path / "run"
+    config = write_config(tmp_path, data, str(run))
+    absent = {"GLOO_SOCKET_IFNAME": "absent0"}
+    command = Command(config, "launcher=ray", "health.max_restarts=1", environment=absent)
+    command.wait_for("restarting: ")
+    assert command.finish() == 1, command.output
+    (restart,) = event(run, "restarting")
+    assert "the workers could not be started" in restart["cause"]
+    assert "absent0" in restart["cause"]
+
+
+@pytest.mark.slow
 def test_ray_does_not_restart_what_only_the_user_can_mend(tmp_path: Path) -> None:
     write_random_survey(str(tmp_path / "data"), 48, samples_per_shard=48)
     shard = tmp_path / "data" / "train-000000.tar"
