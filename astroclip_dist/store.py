@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -27,6 +27,9 @@ from obstore.exceptions import (
 from obstore.store import ObjectStore, from_url
 
 from astroclip_dist.errors import StorageError
+
+if TYPE_CHECKING:
+    from obstore import PutResult
 
 READ_DEADLINE_S = 120.0
 CHECK_DEADLINE_S = 5.0
@@ -64,6 +67,13 @@ class ObjectVersion(NamedTuple):
 
     size: int
     tag: str
+
+
+class ObjectTag(NamedTuple):
+    """Tells an object's bytes from those of any other write; by which of the two depends on the storage."""
+
+    e_tag: str | None
+    version: str | None
 
 
 class Store:
@@ -131,16 +141,16 @@ class Store:
         """
         return self._call(name, lambda: bytes(obstore.get(self._objects, self._key(name)).bytes()))
 
-    def read_tagged(self, name: str) -> tuple[bytes, str]:
+    def read_tagged(self, name: str) -> tuple[bytes, ObjectTag]:
         """A whole object, and the tag that ``replace`` takes.
 
         Raises:
             MissingObjectError, CredentialsError, StorageError
         """
 
-        def request() -> tuple[bytes, str]:
+        def request() -> tuple[bytes, ObjectTag]:
             found = obstore.get(self._objects, self._key(name))
-            return bytes(found.bytes()), found.meta["e_tag"] or ""
+            return bytes(found.bytes()), ObjectTag(found.meta["e_tag"], found.meta["version"])
 
         return self._call(name, request)
 
@@ -169,7 +179,7 @@ class Store:
         found = self._call(name, lambda: obstore.head(self._objects, self._key(name)))
         return ObjectVersion(found["size"], found["e_tag"] or found["last_modified"].isoformat())
 
-    def put(self, name: str, data: bytes | memoryview | Path, *, create_only: bool = False) -> str:
+    def put(self, name: str, data: bytes | memoryview | Path, *, create_only: bool = False) -> ObjectTag:
         """Write an object whole or not at all.
 
         Returns:
@@ -191,14 +201,14 @@ class Store:
         )
         try:
             try:
-                return self._call(name, write)["e_tag"] or ""
+                return _tag(self._call(name, write))
             except MissingObjectError:
                 # The end of a multipart upload, repeated after a lost answer, finds the upload gone: write it again.
-                return self._call(name, write)["e_tag"] or ""
+                return _tag(self._call(name, write))
         except AlreadyExistsError as error:
             raise FileExistsError(self.locate(name)) from error
 
-    def replace(self, name: str, data: bytes, tag: str) -> str:
+    def replace(self, name: str, data: bytes, tag: ObjectTag) -> ObjectTag:
         """Write an object if nobody has since it had this tag: of several writers one wins, decided by the storage.
         For object storage alone; files of this machine have locks.
 
@@ -212,20 +222,16 @@ class Store:
             ChangedObjectError: somebody has written or removed it.
             CredentialsError, StorageError
         """
-        mode: Any = {"e_tag": tag}
+        mode: Any = {key: value for key, value in tag._asdict().items() if value is not None}
+        write = partial(obstore.put, self._objects, self._key(name), data, mode=mode, use_multipart=False)
         try:
-            return (
-                self._call(
-                    name, lambda: obstore.put(self._objects, self._key(name), data, mode=mode, use_multipart=False)
-                )["e_tag"]
-                or ""
-            )
+            return _tag(self._call(name, write))
         except (PreconditionError, MissingObjectError) as error:
             # A request repeated after a lost answer meets what it has itself written.
             try:
                 found, new_tag = self.read_tagged(name)
             except MissingObjectError:
-                found, new_tag = b"", ""
+                found = None
             if found == data:
                 return new_tag
             raise ChangedObjectError(self.locate(name), "was changed by somebody else", "Read it again.") from error
@@ -314,6 +320,10 @@ def normalize_url(url: str | os.PathLike[str]) -> str:
             "URL", re.sub(r"//[^@]*@", "//***@", text), "Give credentials in the environment, not in the URL."
         )
     return text.rstrip("/")
+
+
+def _tag(written: PutResult) -> ObjectTag:
+    return ObjectTag(written["e_tag"], written["version"])
 
 
 def _s3_code(text: str) -> str | None:

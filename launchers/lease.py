@@ -19,7 +19,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from astroclip_dist.errors import StorageError
-from astroclip_dist.store import ChangedObjectError, MissingObjectError, Store
+from astroclip_dist.store import ChangedObjectError, MissingObjectError, ObjectTag, Store
 from launchers.holder import HeldError, Holder
 
 RENEWAL_S = 15.0
@@ -65,7 +65,7 @@ class Lease:
         self._run, self._name = Store(run.url, _REQUEST * renewal_s), name
         self._renewal_s, self._expiry_s = renewal_s, EXPIRY * renewal_s
         self._content = LeaseContent(holder=holder, token=uuid.uuid4().hex, renewals=0)
-        self._tag = ""
+        self._tag = ObjectTag(None, None)
         self._over = threading.Event()
 
     @contextmanager
@@ -91,7 +91,7 @@ class Lease:
             self._give_back()
 
     def _take(self) -> None:
-        seen: str | None = None
+        seen: ObjectTag | None = None
         since = 0.0
         while True:
             looked = time.monotonic()
@@ -152,7 +152,7 @@ class Lease:
                 try:
                     data, tag = self._run.read_tagged(self._name)
                 except MissingObjectError:
-                    data, tag = b"", ""
+                    data, tag = b"", self._tag
                 found = LeaseContent.parse(data)
                 if found.token != self._content.token:
                     raise HeldError(self._run, found.holder) from None

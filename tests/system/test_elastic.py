@@ -12,8 +12,7 @@ import pytest
 
 from astroclip_dist.config import load_config
 from astroclip_dist.data.dataset import Dataset
-from astroclip_dist.data.mixture import order_of
-from astroclip_dist.data.order import Cursor
+from astroclip_dist.data.order import Cursor, Order
 from astroclip_dist.store import Store
 from astroclip_dist.train.mlflow_run import read_history
 from tests.random_survey import write_random_survey
@@ -85,8 +84,8 @@ def global_batches(config: Path) -> dict[tuple[int, int], list[str]]:
     loaded = load_config(config, [])
     dataset = Dataset.open(loaded.data_urls, ["train"])
     batch = loaded.batch
-    order = order_of(
-        dataset,
+    order = Order(
+        dataset.shard_samples,
         seed=loaded.seed,
         lanes=batch.lanes,
         global_batch=batch.global_size,

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from astroclip_dist.errors import StorageError
-from astroclip_dist.store import CredentialsError, MissingObjectError, Store
+from astroclip_dist.store import ChangedObjectError, CredentialsError, MissingObjectError, Store
 from tests.system.conftest import RealObjectStore
 
 AWS_VARIABLES = (
@@ -119,6 +119,35 @@ def test_of_many_creators_one_wins(store: Store) -> None:
         won = list(pool.map(create, range(8)))
     assert sum(won) == 1
     assert store.read("once") == b"%d" % won.index(True)
+
+
+def test_of_many_who_replace_an_object_one_wins(
+    object_store: RealObjectStore, bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use(monkeypatch, object_store.trainer)
+    store = Store(f"{bucket}/{tmp_path.name}")
+    first = store.put("counter", b"0", create_only=True)
+    assert store.read_tagged("counter") == (b"0", first)
+    gate = threading.Barrier(8)
+
+    def replace(number: int) -> bool:
+        gate.wait()
+        try:
+            store.replace("counter", b"%d" % number, first)
+        except ChangedObjectError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(replace, range(1, 9)))
+    assert sum(won) == 1
+    data, tag = store.read_tagged("counter")
+    assert data == b"%d" % (won.index(True) + 1)
+    # The same bytes again, as a client that got no answer sends them.
+    assert store.replace("counter", data, first) == tag
+    store.delete(["counter"])
+    with pytest.raises(ChangedObjectError):
+        store.replace("counter", b"9", tag)
 
 
 def test_a_store_survives_pickling(store: Store) -> None:
