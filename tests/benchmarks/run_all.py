@@ -28,6 +28,8 @@ MEASURES = (
     "dinov2_step",
     "step_overhead",
     "dry_run_memory",
+    "recovery_time",
+    "kill_loop",
     "fuzz",
 )
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
