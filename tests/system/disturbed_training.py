@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import signal
 import socket
 import sys
 import time
@@ -39,6 +40,12 @@ def hang(*_: object, **__: object) -> None:
     time.sleep(3600)
 
 
+def stop(*_: object, **__: object) -> None:
+    """As a debugger or a queue stops a process: no thread of it runs on."""
+    print(f"hangs from {time.time()}", flush=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def pause(*_: object, **__: object) -> None:
     print("pauses", flush=True)
     time.sleep(2.0)
@@ -47,6 +54,11 @@ def pause(*_: object, **__: object) -> None:
 def fail(*_: object, **__: object) -> None:
     """As a mistake in the code would."""
     raise RuntimeError("mat1 and mat2 shapes cannot be multiplied (16x128 and 64x32)")
+
+
+def magnify(loss: Any, **_: object) -> None:
+    """The loss of this rank's part of a batch, before the ranks agree on that of the whole."""
+    loss.mul_(100.0)
 
 
 def in_data(do: Deed, call: int = 3) -> None:

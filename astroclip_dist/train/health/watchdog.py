@@ -34,6 +34,8 @@ _DONE = Whereabouts("finish", None, 0.0, sys.maxsize)
 # Shares of the deadline, and what they are at most (seconds): how often it looks; how long a rank may take to answer;
 # how long writing may take, where storage may be what hangs.
 _LOOK, _ANSWER, _WRITE = (0.05, 5.0), (0.4, 30.0), (0.2, 10.0)
+# How much of the time between two looks counts at most, as a share of the deadline.
+_SHARE_AT_ONCE = 0.25
 _FIRST, _SECOND = 0, 1
 _STDERR = 2
 # The rank that keeps the store leaves last, so that the others hear the verdict.
@@ -73,21 +75,31 @@ class Watchdog:
                 log.debug("the store is closed")
 
     def _watch(self) -> None:
+        watched, stood, looked = phase.current(), 0.0, time.monotonic()
         while not self._ended.wait(self._look_s):
-            now = phase.current()
+            now, when = phase.current(), time.monotonic()
             allowed = self._health.hang_deadline if now.settled else self._health.startup_timeout
+            # Counted while this thread runs: a job or a machine that was suspended does not hang when it wakes up.
+            stood = stood + min(when - looked, _SHARE_AT_ONCE * allowed) if now is watched else 0.0
+            watched, looked = now, when
             # For a training thread that keeps the interpreter's lock, so that this thread cannot run either.
             faulthandler.dump_traceback_later(2 * allowed, file=_STDERR)
-            late = time.monotonic() - now.since > allowed
             try:
                 asked, can_ask = bounded(self._inquiry.is_asked, self._write_s), True
             except (RuntimeError, TimeoutError):
                 asked, can_ask = False, False
-            if (late or asked) and not self._ended.is_set():
+            if (stood > allowed or asked) and not self._ended.is_set():
                 self._leave(can_ask)
 
     def _leave(self, can_ask: bool) -> None:
-        """Say where this rank is, hear or pass the verdict, leave the stacks behind, and end the process."""
+        """End the process, after it has said why; even that may hang, such as writing to a log that nobody reads."""
+        try:
+            bounded(lambda: self._report(can_ask), 2 * self._answer_s + 5 * self._write_s + _LAST_S)
+        finally:
+            os._exit(EXIT_CODE)
+
+    def _report(self, can_ask: bool) -> None:
+        """Say where this rank is, hear or pass the verdict, leave the stacks behind."""
         here, stacks = self._whereabouts(), thread_stacks()
         verdict = None
         try:
@@ -106,10 +118,9 @@ class Watchdog:
             bounded(lambda: self._run.put(name, f"{here}\n\n{stacks}".encode()), self._write_s)
         except (StorageError, TimeoutError) as error:
             log.error("%s: cannot be written (%s):\n%s", self._run.locate(name), error, stacks)
+        sys.stdout.flush()
         if self._ranks.is_first and self._ranks.world_size > 1:
             time.sleep(_LAST_S)
-        sys.stdout.flush()
-        os._exit(EXIT_CODE)
 
     def _whereabouts(self) -> Whereabouts:
         now = phase.current()
