@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from astroclip_dist.config import parse_config
 from astroclip_dist.config.run import Checkpoint
 from astroclip_dist.config.schedule import RunSteps
 from astroclip_dist.config.units import TrainingLength
@@ -46,12 +47,23 @@ def test_lengths_in_any_unit() -> None:
     assert Retention.of(Checkpoint(), RunSteps(100, 7, 16)) == Retention(last=3)
 
 
+def test_from_outside_the_length_of_an_epoch_is_that_of_the_newest_save(tmp_path: Path) -> None:
+    text = "run: unused\ndata: unused\nlength: 1 epochs\nbatch: {global_size: 16}\noptimizer: {lr: 1}\ncheckpoint: "
+    run = Store(tmp_path)
+    in_epochs = parse_config(text + "{keep_every: 2 epochs, keep_best: 1}", "test")
+    in_samples = parse_config(text + "{keep_every: 160 samples}", "test")
+    assert Retention.of_run(run, in_samples) == Retention(last=3, every=10)
+    write(tmp_path, 40)
+    assert Retention.of_run(run, in_epochs) == Retention(last=3, every=14, best=1)
+
+
 def write(run: Path, step: int, score: float | None = None, data: bytes = b"0123456789") -> Path:
     """A complete checkpoint without tensors."""
     folder = run / checkpoint_name(step)
     folder.mkdir(parents=True)
     (folder / "rank-00000.safetensors").write_bytes(data)
-    about = {"step": step, "score": score, "saved_at": "2026-01-02T03:04:05Z", "world_size": 2}
+    about: dict[str, object] = {"step": step, "score": score, "saved_at": "2026-01-02T03:04:05Z", "world_size": 2}
+    about["steps_per_epoch"] = 7
     files = [{"name": "rank-00000.safetensors", "bytes": len(data), "sha256": "", "header": {"bytes": 1, "crc32": 0}}]
     (folder / "manifest.json").write_bytes(seal({**about, "files": files, "tensors": {}}))
     return folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,10 +43,10 @@ class WritePlan:
             dcp.save(state, storage_writer=recorder, planner=DefaultSavePlanner(flatten_state_dict=False))
         return cls({_part(item): item.index for item in recorder.items}, recorder.metadata)
 
-    def copy(self, state: Mapping[str, Tensor], image: FileImage) -> None:
+    def copy(self, state: dict[str, Tensor], image: FileImage) -> None:
         """Copy this rank's parts into the file's image; with a GPU the copies are queued on its current stream."""
         for part, target in image.views():
-            held = find_state_dict_object(dict(state), self.indices[part])
+            held = find_state_dict_object(state, self.indices[part])
             target.copy_(held.detach(), non_blocking=True)
 
     def manifest(self, files: Iterable[WrittenFile]) -> dict[str, Any]:
