@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
+import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import psutil
 import pytest
 from mlflow import MlflowClient
 
+from astroclip_dist.cli import main
 from astroclip_dist.store import Store
 from astroclip_dist.train import tracking
+from astroclip_dist.train.run_folder import is_finished
 from astroclip_dist.train.tracking import START_DEADLINE_S, Tracker
+from tests.random_survey import write_random_survey
 from tests.system.conftest import RealMlflowServer, RealObjectStore
+from tests.system.training_runs import CONFIG, STEPS, Command, event, run_command, write_config
 
 LONGEST_CALL_S = 0.05
 
@@ -162,3 +172,112 @@ def test_a_frozen_server_blocks_neither_the_start_nor_the_loop(
             process.send_signal(signal.SIGCONT)
     assert tracker.close(deadline_s=60) == 0
     assert rows(mlflow_server.uri, tracker.run_id, "loss") == expected(range(100))
+
+
+def train_with_saves(url: str, uri: str, last: int) -> None:
+    """Steps of 10 ms, from the newest save on, with a save every 20 steps that counts once the records are kept."""
+    store = Store(url)
+    tracker = Tracker.open(store, uri, "system", "kills")
+    step = json.loads(store.read("latest")) if store.exists("latest") else 0
+    while step < last:
+        step += 1
+        tracker.log_metrics(step, {"loss": 1.0 / (step + 1), "rate": float(step)})
+        time.sleep(0.01)
+        if step % 20 == 0:
+            assert tracker.keep()
+            store.put("latest", json.dumps(step).encode())
+    # Not by return: the interpreter's end would wait for threads.
+    os._exit(tracker.close())
+
+
+def test_random_kills_lose_no_step_and_double_none(mlflow_server: RealMlflowServer, tmp_path: Path) -> None:
+    # A process that is forked from one with all imports starts in no time.
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload([__name__])
+    draw, last, saved = random.Random(5), 300, 0
+
+    def start() -> BaseProcess:
+        process = processes.Process(target=train_with_saves, args=(str(tmp_path), mlflow_server.uri, last))
+        process.start()
+        return process
+
+    for _ in range(4):
+        trainer, before = start(), saved
+        while saved == before and trainer.is_alive():
+            time.sleep(0.005)
+            saved = json.loads((tmp_path / "latest").read_text()) if (tmp_path / "latest").exists() else 0
+        time.sleep(draw.uniform(0.0, 0.4))
+        trainer.kill()
+        trainer.join()
+        assert trainer.exitcode == -signal.SIGKILL
+    assert saved < last
+    trainer = start()
+    trainer.join(120)
+    assert trainer.exitcode == 0
+    run_id = json.loads((tmp_path / "tracking.json").read_text())["run_id"]
+    steps = range(1, last + 1)
+    assert rows(mlflow_server.uri, run_id, "loss") == expected(steps)
+    assert rows(mlflow_server.uri, run_id, "rate") == [(step, float(step)) for step in steps]
+    assert MlflowClient(mlflow_server.uri).get_run(run_id).info.status == "FINISHED"
+    assert not list((tmp_path / "tracking").glob("*"))
+
+
+def metrics_of_steps(uri: str, run_id: str) -> dict[str, list[int]]:
+    """The steps at which each metric of the training was logged."""
+    names = MlflowClient(uri).get_run(run_id).data.metrics
+    return {name: [step for step, _ in rows(uri, run_id, name)] for name in names if not name.startswith("system/")}
+
+
+def test_a_training_without_mlflow_ends_well_and_its_records_are_sent_later(
+    mlflow_server: RealMlflowServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_random_survey(str(tmp_path / "data"), 48)
+    text = CONFIG.replace("width: 128, depth: 3", "width: 32, depth: 1").replace("30 steps", "9 steps")
+    run = tmp_path / "run"
+    config = write_config(tmp_path, str(tmp_path / "data"), str(run), text)
+    mlflow_server.kill()
+    try:
+        code, output = run_command(config, "workers=1", f"tracking.uri={mlflow_server.uri}")
+        assert code == 0, output
+        assert f"astroclip runs sync {run.as_uri()}" in output
+        assert list((run / "tracking").glob("*.jsonl"))
+        assert not is_finished(Store(run))
+        assert main(["runs", "sync", str(run)]) == 1
+        assert "MLflow is away" in capsys.readouterr().err
+        assert main(["runs", "list", str(run)]) == 0
+        assert " unsent " in capsys.readouterr().out
+    finally:
+        mlflow_server.restart()
+    assert main(["runs", "sync", str(run)]) == 0
+    assert "MLflow has all" in capsys.readouterr().out
+    assert is_finished(Store(run))
+    run_id = json.loads((run / "tracking.json").read_text())["run_id"]
+    found = metrics_of_steps(mlflow_server.uri, run_id)
+    assert {"loss", "lr", "samples_per_second"} <= found.keys()
+    assert all(steps == list(range(1, 10)) for steps in found.values()), found
+    info = MlflowClient(mlflow_server.uri).get_run(run_id).info
+    assert info.status == "FINISHED"
+    # When the run was, not when MLflow heard of it.
+    (finished,) = event(run, "finished")
+    assert abs(info.end_time / 1000 - datetime.fromisoformat(finished["time"]).timestamp()) < 10
+    assert info.start_time < info.end_time
+    assert main(["runs", "sync", str(run)]) == 0
+    assert "nothing to send" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_training_whose_first_rank_is_killed_has_every_step_once(
+    mlflow_server: RealMlflowServer, tmp_path: Path
+) -> None:
+    write_random_survey(str(tmp_path / "data"), 100)
+    run = tmp_path / "run"
+    config = write_config(tmp_path, str(tmp_path / "data"), str(run))
+    command = Command(config, f"tracking.uri={mlflow_server.uri}", "health.max_restarts=9")
+    # Just after a save of step 5, 15 and 25: their records were in memory a moment ago.
+    for step in (6, 16, 26):
+        command.kill_worker(0, at=f"step {step}/30")
+    assert command.finish() == 0, command.output
+    assert len(event(run, "restarting")) == 3
+    run_id = json.loads((run / "tracking.json").read_text())["run_id"]
+    found = metrics_of_steps(mlflow_server.uri, run_id)
+    assert all(steps == list(range(1, STEPS + 1)) for steps in found.values()), found
