@@ -73,6 +73,8 @@ def cause_in_words(error: BaseException) -> str:
             failure = failure.health_check_failure
         if isinstance(failure, RayActorError):
             return f"rank {rank}: its process died (killed, out of memory, or its node is gone)"
+        if isinstance(failure, OtherRankError):
+            return f"rank {rank} stopped: {failure}"[:_CAUSE_CHARACTERS]
         return f"rank {rank}: {_first_line(failure)}"
     if isinstance(error, ControllerError):
         return f"the workers could not be started: {_first_line(error.controller_failure)}"

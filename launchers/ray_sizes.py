@@ -6,6 +6,7 @@ Built on parts of Ray Train that it does not promise to keep: written for and tr
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -32,6 +33,7 @@ _OVERRIDDEN = {
     TorchTrainer: ("_create_default_callbacks", "_initialize_and_run_controller", "_register_sigint_handler"),
 }
 _DRAIN_POLL_S = 2.0
+_CONNECT_S = 2.0
 log = logging.getLogger(__name__)
 
 
@@ -60,10 +62,10 @@ class RunSizes(ElasticScalingPolicy):
 
     def _count_possible_workers(self, reserved_resources: dict[str, Any]) -> int:
         # What is reserved for the run is up to 20 s old: a node may have died since.
-        usable = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - _draining_nodes().keys()
-        possible = super()._count_possible_workers(
-            {node: resources for node, resources in reserved_resources.items() if node in usable}
-        )
+        reserved = [node for node in ray.nodes() if node["NodeID"] in reserved_resources]
+        draining = _draining_nodes()
+        usable = [node["NodeID"] for node in reserved if node["NodeID"] not in draining and _answers(node)]
+        possible = super()._count_possible_workers({node: reserved_resources[node] for node in usable})
         return max((size for size in self._world_sizes if size <= possible), default=0)
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
@@ -140,6 +142,15 @@ class RunTrainer(TorchTrainer):
 
 def _other_ray(how: str) -> ConfigError:
     return ConfigError("launcher", f"Ray {ray.__version__}, {how}", "Install Ray 2.60, for which this launcher is.")
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    """Whether a node lives; asked of the node itself, for Ray may take a minute to see that it does not."""
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), _CONNECT_S).close()
+    except OSError:
+        return False
+    return bool(node["Alive"])
 
 
 def _draining_nodes() -> dict[str, int]:

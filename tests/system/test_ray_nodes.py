@@ -23,11 +23,17 @@ from mlflow import MlflowClient
 from astroclip_dist.store import Store
 from astroclip_dist.train.mlflow_run import read_history
 from astroclip_dist.train.run_folder import read_events
+from tests.system import training_runs
 from tests.system.hosts import Hosts, why_not
 from tests.system.training_runs import Command, undisturbed, write_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=str(why_not()))]
-PATIENCE_S = 120.0
+# Three hosts, with five processes each before the first worker, start on a machine that may have two cores.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(bool(why_not()), reason=str(why_not())),
+]
+PATIENCE_S = 240.0
 
 
 class Cluster:
@@ -101,6 +107,7 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     MlflowClient(uri).search_experiments()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
+        patch.setattr(training_runs, "PATIENCE_S", PATIENCE_S)
         yield
 
 
@@ -144,7 +151,9 @@ def test_a_run_shrinks_when_a_node_dies_and_grows_when_it_is_back(
     assert changes == ["started", "restarting", "resumed", "preempted", "resumed", "finished"], training.output
     started, restart, smaller, left, larger, _ = _changes(run)
     assert [start["world_size"] for start in (started, smaller, larger)] == [2, 1, 2]
-    assert "its process died" in restart["cause"]
+    # What is seen first: that the process is gone, or that the other one has lost it.
+    assert re.match(r"rank \d: its process died|rank \d stopped: another rank ended without a word", restart["cause"])
+    assert restart["world_size"] == 1
     assert left["reason"] == "room for 2 workers instead of 1"
     # A node that dies costs the steps since the last save; growing costs none.
     assert smaller["step"] == 5

@@ -50,7 +50,7 @@ def test_ray_restarts_a_killed_worker_and_ends_with_the_local_launchers_weights(
     again = [("restarting", None), ("resumed", 15), *saves(20, STEPS), ("finished", STEPS)]
     assert kinds == [("started", 0), *saves(5, 15), *again]
     restart = event(run, "restarting")[0]
-    assert re.match(r"rank \d: its process died", restart["cause"])
+    assert re.match(r"rank \d: its process died|rank \d stopped: another rank ended without a word", restart["cause"])
     assert restart["world_size"] == 2
     assert result(run) == expected
     # One MLflow run, each step in it once.
