@@ -81,7 +81,7 @@ def before_a_collective(do: Deed, call: int = 3) -> None:
     """The all-reduce in which the ranks agree."""
     from astroclip_dist.train import loop
 
-    loop.agree = _before(call, loop.agree, do)  # type: ignore[attr-defined]
+    loop.agree = _before(call, loop.agree, do)
 
 
 def in_save(do: Deed) -> None:
@@ -93,7 +93,7 @@ def in_save(do: Deed) -> None:
             do()
         return put(store, name, *args, **kwargs)
 
-    Store.put = disturbed  # type: ignore[method-assign]
+    Store.put = disturbed  # type: ignore[method-assign, assignment]
 
 
 def _before(call: int, function: Callable[..., Any], do: Deed) -> Callable[..., Any]:

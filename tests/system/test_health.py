@@ -61,40 +61,45 @@ def config_in(folder: Path, data: str) -> Path:
 
 
 def test_a_rank_that_hangs_is_found_and_named(survey: str, tmp_path: Path) -> None:
-    """All at once: they mostly wait."""
-    cases = {
-        "data": disturbed(survey, tmp_path / "data", in_data, hang, rank=1, of=2),
-        "backward": disturbed(survey, tmp_path / "backward", in_backward, hang, rank=0, of=2),
-        "agree": disturbed(survey, tmp_path / "agree", before_a_collective, hang, rank=2, of=4),
-        "save": disturbed(survey, tmp_path / "save", in_save, hang, rank=1, of=2),
-    }
+    # At the same time: they mostly wait.
+    data = disturbed(survey, tmp_path / "data", in_data, hang, rank=1, of=2)
+    backward = disturbed(survey, tmp_path / "backward", in_backward, hang, rank=0, of=2)
+    check_named(data, tmp_path / "data", 1, "data")
+    check_named(backward, tmp_path / "backward", 0, "backward")
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_elsewhere_is_found_and_named(survey: str, tmp_path: Path) -> None:
+    collective = disturbed(survey, tmp_path / "collective", before_a_collective, hang, rank=2, of=4)
+    save = disturbed(survey, tmp_path / "save", in_save, hang, rank=1, of=2)
     # The first rank keeps the store through which the ranks ask each other.
     stopped = disturbed(survey, tmp_path / "stopped", in_data, stop, rank=0, of=2)
-    culprits = {"data": 1, "backward": 0, "agree": 2, "save": 1}
-    for phase, training in cases.items():
-        codes = training.finish()
-        run, rank = tmp_path / phase / "run", culprits[phase]
-        assert codes == [70] * len(codes), training.output
-        (hung,) = event(run, "hung")
-        assert hung["ranks"] == [rank], training.output
-        found = re.fullmatch(
-            rf"rank {rank} hangs in {phase} since (\d+) s at step (\d) \(the others wait for it\)", hung["message"]
-        )
-        assert found, hung["message"]
-        assert float(found[1]) < 2 * DEADLINE_S
-        assert training.output.count(" hangs in ") == 1, training.output
-        step = int(found[2])
-        for number in range(len(codes)):
-            text = (run / "stacks" / f"rank-{number:05d}-step-{step:09d}.txt").read_text()
-            assert ("in hang\n" in text) == (number == rank), text
-        # Who hangs shows its stacks in the log, too.
-        assert training.output.count("stacks of all threads of rank") == 1
-        assert DEADLINE_S <= named_after(training, run) < 2 * DEADLINE_S
+    check_named(collective, tmp_path / "collective", 2, "agree")
+    check_named(save, tmp_path / "save", 1, "save")
+
     assert stopped.finish(but=0)[1] == 70, stopped.output
     (hung,) = event(tmp_path / "stopped" / "run", "hung")
     assert hung["ranks"] == [0]
     assert re.match(r"rank 0 does not answer \(stopped, .*\); rank 1 is in \w+ since \d+ s at step \d", hung["message"])
     assert named_after(stopped, tmp_path / "stopped" / "run") < 2 * DEADLINE_S
+
+
+def check_named(training: Training, folder: Path, rank: int, phase: str) -> None:
+    """That all ranks leave, because of one rank, which is named once, in time."""
+    codes, run = training.finish(), folder / "run"
+    assert codes == [70] * len(codes), training.output
+    (hung,) = event(run, "hung")
+    assert hung["ranks"] == [rank], training.output
+    pattern = rf"rank {rank} hangs in {phase} since (\d+) s at step (\d) \(the others wait for it\)"
+    found = re.fullmatch(pattern, hung["message"])
+    assert found, hung["message"]
+    assert training.output.count(" hangs in ") == 1, training.output
+    assert DEADLINE_S <= named_after(training, run) < 2 * DEADLINE_S
+    for number in range(len(codes)):
+        text = (run / "stacks" / f"rank-{number:05d}-step-{int(found[2]):09d}.txt").read_text()
+        assert ("in hang\n" in text) == (number == rank), text
+    # Who hangs shows its stacks in the log, too.
+    assert training.output.count("stacks of all threads of rank") == 1
 
 
 def named_after(training: Training, run: Path) -> float:
@@ -117,6 +122,7 @@ def test_an_error_of_one_rank_is_shown_once_with_its_traceback(survey: str, tmp_
     assert failed["error"] == others[0].split("  ")[1]
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_asked_to_leave_takes_all_along_and_no_step_is_lost(survey: str, tmp_path: Path) -> None:
     reference = Training(config_in(tmp_path / "reference", survey), [])
     config, run = config_in(tmp_path / "asked", survey), tmp_path / "asked" / "run"

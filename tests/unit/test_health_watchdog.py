@@ -55,7 +55,7 @@ def test_a_call_is_waited_for_only_so_long() -> None:
     assert bounded(lambda: 5, 10.0) == 5
     assert bounded(lambda: None, 10.0) is None
     with pytest.raises(KeyError):
-        bounded(lambda: {}["absent"], 10.0)
+        bounded(lambda: dict[str, int]()["absent"], 10.0)
 
 
 def test_stacks_of_all_threads_but_the_one_that_asks() -> None:
@@ -70,6 +70,7 @@ def test_stacks_of_all_threads_but_the_one_that_asks() -> None:
 
 def test_timeouts_of_all_groups_and_their_collectives(alone: Ranks) -> None:
     group = dist.new_group([0])
+    assert isinstance(group, dist.ProcessGroup)
     before = collectives_entered()
     dist.all_reduce(torch.ones(1))
     dist.all_reduce(torch.ones(1), group=group)
