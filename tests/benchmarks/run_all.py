@@ -28,6 +28,7 @@ MEASURES = (
     "dinov2_step",
     "step_overhead",
     "dry_run_memory",
+    "checkpoint_stall",
     "recovery_time",
     "kill_loop",
     "fuzz",

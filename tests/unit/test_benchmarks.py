@@ -13,8 +13,9 @@ from tests.benchmarks.result import Result, interleaved, paired_ratio
 from tests.benchmarks.run_all import BEGIN, END, MEASURES, REPOSITORY, parse, table, write_into
 
 # One needs a server, and other projects' packages that may have to be installed first; one starts Ray; one trains on
-# two and on four ranks in turn; one is slow by its peer's logits; two kill workers, each of which takes a restart.
-SLOW = ("s3_stream", "shard_build", "dry_run_memory", "dinov2_step", "recovery_time", "kill_loop")
+# two and on four ranks in turn; one is slow by its peer's logits; two kill workers, each of which takes a restart; one
+# saves to a server, too.
+SLOW = ("s3_stream", "shard_build", "dry_run_memory", "dinov2_step", "recovery_time", "kill_loop", "checkpoint_stall")
 
 
 @pytest.mark.parametrize(
