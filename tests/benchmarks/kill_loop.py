@@ -1,9 +1,9 @@
 """Steps done again after a SIGKILL of a worker, over the steps between two saves; the result must not differ.
 
-A training by the local launcher, two processes, loses a random one of them again and again. Each kill comes at a
-moment that is uniform over the time since the last restart: from the first instruction of the new processes through
-imports, joining, loading and first steps to saves. The longest such time is chosen by what the same training took
-undisturbed, such that kills fall on start-up and on training alike and the run still gets on.
+A training by the local launcher, two processes, loses a random one of them again and again. Half of the kills come at
+a moment that is uniform over the start-up of the workers (imports, joining, loading), half at one that is uniform over
+the first 20 steps after it, in which four saves are begun: the run gets on, by a few steps a kill, whatever else the
+machine does.
 
 Afterwards weights, optimizer state and cursor must be those of the undisturbed training, bit for bit; the events must
 tell every restart; MLflow must have every step once. Else the measure is broken: it says what differs, and fails.
@@ -18,7 +18,6 @@ from __future__ import annotations
 import itertools
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -36,10 +35,20 @@ from tests.system.training_runs import CONFIG, Command, event, result, write_con
 
 KILLS: dict[Size, int] = {"small": 3, "default": 20, "large": 100}
 EVERY = 5
-# Of which half are wanted before the last kill: redone steps and a machine that becomes faster come in addition.
+# After so many steps of an attempt at most it is killed, so a run of as many for each kill outlasts them all.
 STEPS_A_KILL = 20
 PATIENCE_S = 900.0
 _STEP = re.compile(r" step (\d+)/")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a worker is killed: some seconds after its start, or after more than so many steps, whatever comes first;
+    and then a part of a step later."""
+
+    after_s: float
+    steps: int
+    then_s: float
 
 
 @dataclass
@@ -106,9 +115,8 @@ def kill_loop(folder: Path, kills: int, seed: int) -> KilledRun:
     startup_s = time.monotonic() - started
     _wait_for_end(command)
     ended = time.monotonic()
-    step_s = (ended - started - startup_s) / steps
+    moments = [_moment(random, startup_s, (ended - started - startup_s) / steps) for _ in range(kills)]
 
-    moments = _moments(random, kills, startup_s, step_s, steps)
     config = write_config(folder / "killed", (folder / "data").as_uri(), str(folder / "killed" / "run"), text)
     killed_began = time.monotonic()
     command = Command(config, tracking)
@@ -128,18 +136,13 @@ def kill_loop(folder: Path, kills: int, seed: int) -> KilledRun:
     )
 
 
-def _moments(random: Random, kills: int, startup_s: float, step_s: float, steps: int) -> list[float]:
-    """Seconds from each start of the workers to the kill: uniform up to the start-up's time and half of it to four
-    times as much, whatever lets the run do at most half of its steps before the last kill."""
-    shares = [random.random() for _ in range(kills)]
-    for longest in (startup_s * tenths / 10 for tenths in range(40, 14, -1)):
-        training_s = sum(max(0.0, share * longest - startup_s) for share in shares)
-        if training_s <= step_s * steps / 2:
-            break
-    return [share * longest for share in shares]
+def _moment(random: Random, startup_s: float, step_s: float) -> Moment:
+    if random.random() < 0.5:
+        return Moment(random.uniform(0, startup_s), STEPS_A_KILL, 0.0)
+    return Moment(PATIENCE_S, random.randrange(STEPS_A_KILL), random.uniform(0, step_s))
 
 
-def _kill_at(command: Command, moments: list[float], random: Random) -> list[Attempt]:
+def _kill_at(command: Command, moments: list[Moment], random: Random) -> list[Attempt]:
     """Kill a worker at each moment after a start; ends early where the run does."""
     attempts, boundaries, seen = [], [], set[int]()
     for moment in [*moments, None]:
@@ -152,19 +155,23 @@ def _kill_at(command: Command, moments: list[float], random: Random) -> list[Att
         if moment is None:
             attempts.append(Attempt())
             break
-        try:
-            command.process.wait(moment)
-            attempts.append(Attempt())
-            break
-        except subprocess.TimeoutExpired:
-            pass
+        began = time.monotonic()
+        while len(_steps(command.lines[boundaries[-1] :])) <= moment.steps:
+            if time.monotonic() - began >= moment.after_s or command.process.poll() is not None:
+                break
+            time.sleep(0.005)
+        time.sleep(moment.then_s)
         rank = random.choice(sorted(workers))
         workers[rank].kill()
-        attempts.append(Attempt(rank, moment))
+        attempts.append(Attempt(rank, time.monotonic() - began))
     _wait_for_end(command)
     for attempt, (first, last) in zip(attempts, itertools.pairwise([*boundaries, len(command.lines)]), strict=False):
-        attempt.steps = [int(found[1]) for line in command.lines[first:last] if (found := _STEP.search(line))]
+        attempt.steps = _steps(command.lines[first:last])
     return attempts
+
+
+def _steps(lines: list[str]) -> list[int]:
+    return [int(found[1]) for line in lines if (found := _STEP.search(line))]
 
 
 def _new_workers(command: Command, seen: set[int]) -> dict[int, psutil.Process]:

@@ -16,6 +16,6 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
     assert run.differences == []
     assert run.kills == 20
     # Some hit the training, some the start-up; none costs more than what two saves, one under way, do not hold.
-    assert 3 <= len(run.lost) <= 17
+    assert 3 <= len(run.lost) < 20
     assert all(0 <= steps <= 2 * EVERY for steps in run.lost)
     assert run.computed == run.steps + sum(run.lost)
