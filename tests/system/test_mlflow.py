@@ -228,6 +228,7 @@ def metrics_of_steps(uri: str, run_id: str) -> dict[str, list[int]]:
     return {name: [step for step, _ in rows(uri, run_id, name)] for name in names if not name.startswith("system/")}
 
 
+@pytest.mark.slow
 def test_a_training_without_mlflow_ends_well_and_its_records_are_sent_later(
     mlflow_server: RealMlflowServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
