@@ -192,6 +192,7 @@ def main() -> None:
             [
                 f"{where}, {'background' if background else 'waited for'}",
                 1e3 * statistics.median(one.stall for one in seen),
+                1e3 * statistics.median(one.stalls[0] for one in seen) if background else "-",
                 1e3 * max(one.stall for one in seen),
                 f"{statistics.median(one.took_s for one in seen):.2f}",
                 1e3 * quiet,
@@ -209,6 +210,7 @@ def main() -> None:
         [
             "",
             "stall, ms",
+            "of it copying",
             "longest",
             "complete after, s",
             "quiet step, ms",
