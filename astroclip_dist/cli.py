@@ -1,4 +1,7 @@
-"""The ``astroclip`` command: parses, calls, prints. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration."""
+"""The ``astroclip`` command: parses, calls, prints.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 75 saved and left, to be started again, 130 Ctrl-C.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 1
+        return 130
     except BrokenPipeError:
         # The reader has seen enough (astroclip ... | head); Python would complain again at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -111,6 +111,8 @@ def _start(config: RunConfig, rank: int, port: int) -> subprocess.Popen[bytes]:
     threads = max(1, (os.cpu_count() or 1) // config.workers)
     environment = {
         "OMP_NUM_THREADS": str(threads),
+        # Of a connection that breaks because a rank is gone, torch would tell in stack traces of C++.
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
         **os.environ,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

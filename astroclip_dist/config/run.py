@@ -113,7 +113,7 @@ class Health(Section):
     )
     skipped_steps_budget: int = Field(default=10, ge=0, description="steps with a loss or gradient that is not finite")
     loss_spike: float | None = Field(
-        default=None, gt=0, description="skip a step whose loss is this many standard deviations above the recent ones"
+        default=None, gt=0, description="skip a step whose loss is this many standard deviations above the last 50's"
     )
     startup_timeout: Seconds = Field(default=1800.0, gt=0, description="of collectives until the first step is done")
     collective_timeout: Seconds = Field(default=600.0, gt=0, description="of collectives afterwards")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
+from astroclip_dist.errors import ConfigError
 from astroclip_dist.freed_memory import keep_freed_memory
 
 
@@ -32,11 +33,17 @@ def join(device: Literal["auto", "cpu", "cuda"], timeout_s: float) -> Ranks:
     """Join the process group that the launcher describes by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.
 
     A process that was started alone, without these variables, makes a group of one.
+
+    Raises:
+        ConfigError: more ranks on this machine than it has GPUs.
     """
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
+        devices = torch.cuda.device_count()
+        if local_rank >= devices:
+            raise ConfigError("workers", f"rank {local_rank} of this machine", f"It has {devices} GPUs: one a worker.")
         torch.cuda.set_device(chosen)
     else:
         keep_freed_memory()
