@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 JUMPS_S = (0, 3 * 3600, -2 * 3600)
@@ -17,11 +18,8 @@ def _ahead_s() -> int:
     return JUMPS_S[int(time.monotonic()) % len(JUMPS_S)]
 
 
-def _of_now(split: Callable[[float], time.struct_time]) -> Callable[..., time.struct_time]:
-    def of(seconds: float | None = None) -> time.struct_time:
-        return split(time.time() if seconds is None else seconds)
-
-    return of
+def _of_now(split: Callable[[float], time.struct_time], seconds: float | None = None) -> time.struct_time:
+    return split(time.time() if seconds is None else seconds)
 
 
 def _strftime(pattern: str, *when: Any) -> str:
@@ -31,5 +29,6 @@ def _strftime(pattern: str, *when: Any) -> str:
 _format = time.strftime
 time.time = lambda: _time() + _ahead_s()
 time.time_ns = lambda: _time_ns() + _ahead_s() * 1_000_000_000
-time.gmtime, time.localtime = _of_now(time.gmtime), _of_now(time.localtime)
+# No plain functions: as a class attribute (``logging.Formatter.converter``) they would become methods.
+time.gmtime, time.localtime = partial(_of_now, time.gmtime), partial(_of_now, time.localtime)
 time.strftime = _strftime
