@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from astroclip_dist.config import RunConfig
 from astroclip_dist.store import Store
-from astroclip_dist.train.run_folder import EventLog
+from astroclip_dist.train.event_log import EventLog
 from launchers.leaving import INTERRUPTED, LeaveSignals
 from launchers.worker import CRASHED, PREEMPTED
 

@@ -12,8 +12,8 @@ from typing import Any
 from astroclip_dist.config import RunConfig
 from astroclip_dist.errors import ConfigError, UserError
 from astroclip_dist.store import Store, normalize_url
+from astroclip_dist.train.event_log import EVENTS_FILE, read_events
 from astroclip_dist.train.preemption import Notice
-from astroclip_dist.train.run_folder import EVENTS_FILE, read_events
 from launchers.worker import PREEMPTED
 
 # How often a run with fewer workers than it could have looks for room: each growth costs a restart.

@@ -13,10 +13,10 @@ from ray.train.v2._internal.execution.callback import ControllerCallback, Worker
 from ray.train.v2._internal.execution.controller.state import RestartingState
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from astroclip_dist.errors import StorageError, UserError
+from astroclip_dist.errors import UserError
 from astroclip_dist.store import Store
+from astroclip_dist.train.event_log import EventLog
 from astroclip_dist.train.failure import OtherRankError
-from astroclip_dist.train.run_folder import EventLog
 
 # The other ranks hear of the error and write down why they stop; afterwards Ray ends them.
 _FAREWELL_S = 5.0
@@ -56,10 +56,8 @@ class RestartRecord(ControllerCallback, WorkerGroupCallback):
 def write_restart(run_url: str, cause: str, workers: int | None = None) -> None:
     """One event; storage that does not answer now does not end the run."""
     log.error("restarting: %s", cause)
-    try:
-        EventLog(Store(run_url)).write("restarting", cause=cause, **({"world_size": workers} if workers else {}))
-    except StorageError as error:
-        log.error("the restart cannot be written down: %s", error)
+    with EventLog(Store(run_url)) as events:
+        events.write("restarting", cause=cause, **({"world_size": workers} if workers else {}))
 
 
 def cause_in_words(error: BaseException) -> str:

@@ -14,9 +14,7 @@ from astroclip_dist import __version__
 from astroclip_dist.config import RunConfig, parse_config
 from astroclip_dist.errors import ConfigError
 from astroclip_dist.store import MissingObjectError, Store
-from astroclip_dist.train.event_log import EVENTS_FILE
-from astroclip_dist.train.event_log import EventLog as EventLog
-from astroclip_dist.train.event_log import read_events as read_events
+from astroclip_dist.train.event_log import EVENTS_FILE, read_events
 
 RUN_FILE = "run.yaml"
 TRACKING_FILE = "tracking.json"

@@ -21,8 +21,8 @@ import pytest
 from mlflow import MlflowClient
 
 from astroclip_dist.store import Store
+from astroclip_dist.train.event_log import read_events
 from astroclip_dist.train.mlflow_run import read_history
-from astroclip_dist.train.run_folder import read_events
 from tests.system import training_runs
 from tests.system.hosts import Hosts, why_not
 from tests.system.training_runs import Command, undisturbed, write_config

@@ -20,13 +20,13 @@ import torch
 
 from astroclip_dist.store import Store
 from astroclip_dist.train.checkpoint import read_checkpoint_manifest, read_tensors, resolve_checkpoint
-from astroclip_dist.train.run_folder import read_events
+from astroclip_dist.train.event_log import read_events
 from astroclip_dist.train.weights import WEIGHTS_FILE
 from tests.random_survey import write_random_survey
 
 STEPS, STEPS_AN_EPOCH = 30, 6
-# Some 0.1 s a step: time enough to hit a run between two saves. With dropout, which a restart must repeat, too. Saves are
-# waited for, so that the steps at which a disturbed run goes on are known; ``test_save_kills`` has those in background.
+# Some 0.1 s a step: time enough to hit a run between two saves. With dropout, which a restart must repeat, too. Saves
+# are waited for, so that the steps at which a disturbed run goes on are known; ``test_save_kills`` has the others.
 CONFIG = """
 workers: 2
 seed: 7

@@ -65,7 +65,7 @@ def test_the_rank_with_the_fewest_collectives_is_waited_for(
 
 
 def test_a_message_stays_short_however_many_ranks_hang() -> None:
-    answers = {rank: HANGING for rank in range(1000)} | {1000: WAITING}
+    answers = dict.fromkeys(range(1000), HANGING) | {1000: WAITING}
     verdict = judge(answers, [])
     assert list(verdict.ranks) == list(range(1000))
     assert verdict.message.endswith("and 996 more (the others wait for them)")
