@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from astroclip_dist.store import Store
 from tests.random_survey import write_random_survey
 from tests.system.conftest import RealObjectStore
 from tests.system.training_runs import STEPS, Command, event, events, result, saves, undisturbed, write_config
@@ -44,7 +45,8 @@ def bucket(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.getbasetemp() / 'training.db'}")
     url = server.create_bucket("outages")
-    write_random_survey(f"{url}/survey", 100)
+    if not Store(f"{url}/survey").exists("manifest.json"):
+        write_random_survey(f"{url}/survey", 100)
     yield url
     if not psutil.pid_exists(server.pid):
         server.restart()
