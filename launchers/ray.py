@@ -7,13 +7,15 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from astroclip_dist.config import RunConfig
 from astroclip_dist.errors import ConfigError, UserError
 from astroclip_dist.store import Store, normalize_url
-from astroclip_dist.train.event_log import EVENTS_FILE, read_events
+from astroclip_dist.train.event_log import EVENTS_FILE, EventLog, read_events
 from astroclip_dist.train.preemption import Notice
+from launchers.leaving import INTERRUPTED, LeaveSignals
 from launchers.worker import PREEMPTED
 
 # How often a run with fewer workers than it could have looks for room: each growth costs a restart.
@@ -24,6 +26,8 @@ _SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # Our scaling policy looks for drained nodes itself; Ray's watcher is one more process for each start of workers.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # Of a connection that breaks because a rank is gone, torch would tell in stack traces of C++.
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
 log = logging.getLogger(__name__)
 
@@ -39,7 +43,8 @@ class RayLauncher:
         """Train to the end.
 
         Returns:
-            The exit code of the command: 0, 1, or 75 when it was told to end and the state is saved.
+            The exit code of the command: 0, 1; 75 when it was told to end and the state is saved; 130 when Ctrl-C
+            told it.
 
         Raises:
             UserError: of a worker; a restart would not mend it.
@@ -51,29 +56,44 @@ class RayLauncher:
 
         from launchers.ray_callbacks import cause_in_words, write_restart
 
-        notice = Notice()
+        signals = _Signals()
         run = Store(config.run)
         restarts_before = _restarts(run)
         while True:
             left = config.health.max_restarts - (_restarts(run) - restarts_before)
             try:
-                with _cluster(config) as own_cluster:
-                    # After Ray, which takes SIGTERM for itself when it connects.
-                    notice.listen()
-                    code = _fit(config, max(left, 0), notice, own_cluster)
+                # Signals after Ray, which takes SIGTERM for itself when it connects.
+                with _cluster(config) as own_cluster, signals:
+                    code = _fit(config, max(left, 0), signals.notice, own_cluster)
             except (TrainingFailedError, RayError) as error:
                 if isinstance(error, ControllerError) and isinstance(error.controller_failure, UserError):
                     raise error.controller_failure from error
-                if notice.reason is not None:
-                    return PREEMPTED
-                # Of the workers' failures Ray has counted; the others count here.
-                if isinstance(error, WorkerGroupError) or left <= 0:
-                    log.error("training failed, giving up: %s", error)
-                    return 1
-                write_restart(config.run, cause_in_words(error))
-                continue
-            if code != PREEMPTED or notice.reason is not None:
+                cause = cause_in_words(error)
+                if signals.notice.reason is None:
+                    # Of the workers' failures Ray has counted; the others count here.
+                    if isinstance(error, WorkerGroupError) or left <= 0:
+                        log.error("giving up: %s", error)
+                        with EventLog(run) as events:
+                            events.write("failed", error=f"{cause}; no restarts left")
+                        return 1
+                    write_restart(config.run, cause)
+                    continue
+                log.warning("left without a save (%s): the steps since the last checkpoint will be done again", cause)
+                code = PREEMPTED
+            if code != PREEMPTED:
                 return code
+            if signals.notice.reason is not None:
+                log.info("the same command goes on with the run")
+                return INTERRUPTED if signals.interrupted else PREEMPTED
+
+
+class _Signals(LeaveSignals):
+    """A second Ctrl-C ends the wait for the training, in whatever call of Ray it is."""
+
+    def _received(self, number: int, frame: FrameType | None) -> None:
+        super()._received(number, frame)
+        if self.at_once:
+            raise KeyboardInterrupt
 
 
 def _fit(config: RunConfig, max_failures: int, notice: Notice, own_cluster: bool) -> int:

@@ -54,7 +54,7 @@ class RestartRecord(ControllerCallback, WorkerGroupCallback):
 
 
 def write_restart(run_url: str, cause: str, workers: int | None = None) -> None:
-    """One event; storage that does not answer now does not end the run."""
+    """One event, written when this returns; storage that does not answer now does not end the run."""
     log.error("restarting: %s", cause)
     with EventLog(Store(run_url)) as events:
         events.write("restarting", cause=cause, **({"world_size": workers} if workers else {}))

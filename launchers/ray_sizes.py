@@ -136,8 +136,7 @@ class RunTrainer(TorchTrainer):
         return super()._initialize_and_run_controller(**{**parts, "scaling_policy": self._sizes})
 
     def _register_sigint_handler(self, controller: Any) -> None:
-        """Ray's own ends the process with 0, as if the run were done. Ctrl-C ends the command like any other, and Ray
-        ends the controller and the workers of a command that is gone."""
+        """The launcher takes Ctrl-C itself; Ray would kill the workers, and end with 0 as if the run were done."""
 
 
 def _other_ray(how: str) -> ConfigError:
