@@ -35,13 +35,14 @@ class LocalLauncher:
             The exit code of the command: 0, 1, 2; 75 when the workers have left to be started again; 130 when they have
             left because of Ctrl-C.
         """
-        with LeaveSignals() as signals:
+        # One log for all attempts: while the storage is away its lines wait, and the workers do not.
+        with LeaveSignals() as signals, EventLog(Store(config.run)) as events:
             attempt = 0
-            while (code := self._attempt(config, signals, attempt)) is None:
+            while (code := self._attempt(config, signals, events, attempt)) is None:
                 attempt += 1
             return code
 
-    def _attempt(self, config: RunConfig, signals: LeaveSignals, attempt: int) -> int | None:
+    def _attempt(self, config: RunConfig, signals: LeaveSignals, events: EventLog, attempt: int) -> int | None:
         """Start all workers and judge how they end.
 
         Returns:
@@ -60,11 +61,10 @@ class LocalLauncher:
         cause = "; ".join(f"rank {rank} {_in_words(code)}" for rank, code in codes.items() if code)
         left = config.health.max_restarts - attempt
         log.error("a worker died (%s); %s", cause, f"{left} restarts left" if left else "giving up")
-        with EventLog(Store(config.run)) as events:
-            if left:
-                events.write("restarting", cause=cause, attempt=attempt + 1, of=config.health.max_restarts)
-                return None
-            events.write("failed", error=f"a worker died ({cause}); no restarts left")
+        if left:
+            events.write("restarting", cause=cause, attempt=attempt + 1, of=config.health.max_restarts)
+            return None
+        events.write("failed", error=f"a worker died ({cause}); no restarts left")
         return 1
 
 

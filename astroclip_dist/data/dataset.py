@@ -86,15 +86,25 @@ class Dataset:
     spectrum: SpectrumLayout | None
 
     @classmethod
-    def open(cls, urls: Sequence[str], splits: Sequence[Split], weights: Sequence[float] | None = None) -> Dataset:
+    def open(
+        cls,
+        urls: Sequence[str],
+        splits: Sequence[Split],
+        weights: Sequence[float] | None = None,
+        *,
+        patient: bool = False,
+    ) -> Dataset:
         """Read the manifests of some datasets and take the shards of some splits.
+
+        Args:
+            patient: as for ``read_manifest``.
 
         Raises:
             DataError: a manifest missing or wrong, layouts that differ, or no sample in the splits.
             CredentialsError, StorageError
         """
         stores = [Store(url) for url in urls]
-        manifests = tuple(read_manifest(store) for store in stores)
+        manifests = tuple(read_manifest(store, patient) for store in stores)
         groups = [
             tuple(Shard(store, entry, number) for entry in manifest.shards if entry.split in splits)
             for number, (store, manifest) in enumerate(zip(stores, manifests, strict=True))

@@ -106,15 +106,19 @@ def seal(body: bytes) -> bytes:
     return body.removesuffix(_END) + f',\n  "manifest_sha256": "{sha256}"'.encode() + _END
 
 
-def read_manifest(store: Store) -> Manifest:
+def read_manifest(store: Store, patient: bool = False) -> Manifest:
     """Read and check a dataset's manifest.
+
+    Args:
+        patient: wait for a storage that is away as long as any other request does; else say so within seconds.
 
     Raises:
         DataError: no manifest (the dataset is not complete, or not there), damaged, another schema version, or a wrong
             field.
         CredentialsError, StorageError: the storage refuses or does not answer.
     """
-    store.check()
+    if not patient:
+        store.check()
     where = store.locate(MANIFEST_NAME)
     try:
         text = store.read(MANIFEST_NAME)

@@ -92,7 +92,8 @@ class _Training:
     def __init__(self, config: RunConfig, ranks: Ranks, notice: Notice) -> None:
         self.config, self.ranks, self.notice = config, ranks, notice
         self.store = Store(config.run)
-        self.dataset = Dataset.open(config.data_urls, ["train"], config.data_weights)
+        # The launcher has asked the storage before; a restart may come while it is away.
+        self.dataset = Dataset.open(config.data_urls, ["train"], config.data_weights, patient=True)
         batch = config.batch
         self.order: SampleOrder = order_of(
             self.dataset,

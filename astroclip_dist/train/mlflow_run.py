@@ -1,20 +1,14 @@
-"""One run on an MLflow server: found or created, and sent records such that sending them twice changes nothing.
-
-A record is a small dict, ready for JSON: ``kind`` (metric, param, tag, artifact, status), ``key``, ``value``; a metric
-has ``step`` and ``timestamp`` (ms) too, a status ``timestamp``; an artifact's value is its content in base64.
-"""
+"""One run on an MLflow server: found or created, and sent records such that sending them twice changes nothing."""
 
 from __future__ import annotations
 
 import base64
 import json
 import os
-import re
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
@@ -22,13 +16,13 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from astroclip_dist.store import Store
+from astroclip_dist.train.records import Record, mask
 from astroclip_dist.train.run_folder import TRACKING_FILE
 
 # MLflow's own limits of one request and of one value.
-METRICS_A_REQUEST, OTHERS_A_REQUEST, PARAM_LENGTH, TAG_LENGTH = 1000, 100, 6000, 8000
+METRICS_A_REQUEST, OTHERS_A_REQUEST, TAG_LENGTH = 1000, 100, 8000
 ENDED = ("FINISHED", "FAILED", "KILLED")
 
-Record = dict[str, Any]
 T = TypeVar("T")
 
 
@@ -141,15 +135,6 @@ def _experiment_id(client: MlflowClient, tracking_uri: str, name: str) -> str:
         if error.error_code == "RESOURCE_ALREADY_EXISTS" and (found := client.get_experiment_by_name(name)):
             return found.experiment_id
         raise
-
-
-def mask(text: str) -> str:
-    """Without the user and password of any URL in it."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _batches(items: list[T], size: int) -> Iterator[list[T]]:

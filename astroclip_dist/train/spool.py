@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 from astroclip_dist.store import Store
-from astroclip_dist.train.mlflow_run import Record
+from astroclip_dist.train.records import Record
 from astroclip_dist.train.run_folder import SPOOL_FOLDER
 
 

@@ -17,16 +17,17 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from mlflow.exceptions import MlflowException
+from typing import TYPE_CHECKING, Any
 
 from astroclip_dist.errors import ConfigError, StorageError, UserError
 from astroclip_dist.store import Store
-from astroclip_dist.train.machine_metrics import MachineMetrics
-from astroclip_dist.train.mlflow_run import PARAM_LENGTH, MlflowRun, Record, mask, now_ms
+from astroclip_dist.train.records import PARAM_LENGTH, Record, mask, now_ms
 from astroclip_dist.train.run_folder import TRACKING_FILE
 from astroclip_dist.train.spool import Spool
+
+if TYPE_CHECKING:
+    # Imported by the thread that talks to it: it takes seconds, in which training is to begin.
+    from astroclip_dist.train.mlflow_run import MlflowRun
 
 START_DEADLINE_S = 20.0
 SEND_INTERVAL_S = 1.0
@@ -77,10 +78,10 @@ class Tracker:
         _configure_client()
         tracker = cls(store, tracking_uri, experiment, run_name)
         tracker._thread.start()
-        tracker._first_try.wait(START_DEADLINE_S)
-        if tracker._refused is not None:
-            why = mask(str(tracker._refused)).splitlines()[0][:300]
-            raise ConfigError("tracking_uri", mask(tracking_uri), f"It cannot be used: {why}")
+        # Where the run is known already, training begins meanwhile: a restart is not to wait for MLflow's imports.
+        if not store.exists(TRACKING_FILE):
+            tracker._first_try.wait(START_DEADLINE_S)
+        tracker._check_refused()
         return tracker
 
     @property
@@ -97,7 +98,12 @@ class Tracker:
         self._add([{"kind": "param", "key": key, "value": mask(str(value))[:PARAM_LENGTH]} for key, value in flat])
 
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Values at an optimizer step; returns at once. A metric's steps must grow: MLflow gets each only once."""
+        """Values at an optimizer step; returns at once. A metric's steps must grow: MLflow gets each only once.
+
+        Raises:
+            ConfigError: the server has refused since ``open``.
+        """
+        self._check_refused()
         now = now_ms()
         self._add(
             [
@@ -161,6 +167,11 @@ class Tracker:
             )
         return len(self._spool)
 
+    def _check_refused(self) -> None:
+        if self._refused is not None:
+            why = mask(str(self._refused)).splitlines()[0][:300]
+            raise ConfigError("tracking_uri", mask(self._where[1]), f"It cannot be used: {why}")
+
     def _add(self, records: list[Record]) -> None:
         with self._lock:
             self._pending.extend(records)
@@ -178,6 +189,8 @@ class Tracker:
             self._gone += done
 
     def _work(self) -> None:
+        from astroclip_dist.train.machine_metrics import MachineMetrics
+
         machine = MachineMetrics()
         # Intervals since the run began, so that the count goes on across restarts; a jump of the clock is none.
         before_s = max(0.0, (now_ms() - self._began_ms) / 1000) - time.monotonic()
@@ -206,6 +219,8 @@ class Tracker:
 
     def _send_all(self) -> None:
         try:
+            from astroclip_dist.train.mlflow_run import MlflowRun
+
             self._run = self._run or MlflowRun.connect(*self._where)
         except Exception as error:
             if _is_refusal(error) and not self._first_try.is_set():
@@ -230,6 +245,8 @@ def send_unsent(store: Store, tracking_uri: str, experiment: str, run_name: str)
         ConfigError: the server answered and refused.
         StorageError: the server does not answer, or the run folder does not; the rest stays for another time.
     """
+    from astroclip_dist.train.mlflow_run import MlflowRun
+
     _configure_client()
     spool = Spool(store)
     unsent = len(spool)
@@ -256,6 +273,8 @@ def _configure_client() -> None:
 
 def _is_refusal(error: Exception) -> bool:
     """Whether trying again is no use: the server answered, or what is there is no server."""
+    from mlflow.exceptions import MlflowException
+
     if isinstance(error, MlflowException):
         return error.error_code in REFUSALS
     return not isinstance(error, StorageError)
@@ -268,6 +287,8 @@ def _send_spool(run: MlflowRun, spool: Spool) -> None:
 
 
 def _send(run: MlflowRun, records: list[Record]) -> None:
+    from mlflow.exceptions import MlflowException
+
     try:
         run.send(records)
     except MlflowException as error:

@@ -21,6 +21,7 @@ from astroclip_dist.train.event_log import read_events
 from astroclip_dist.train.journal import Journal
 from astroclip_dist.train.run_folder import is_finished, register
 from astroclip_dist.train.throughput import peak_flops, peak_memory
+from tests.until import until
 
 CPU = torch.device("cpu")
 
@@ -144,7 +145,7 @@ def test_mlflow_is_told_how_a_run_stands(config: RunConfig) -> None:
     def fail() -> None:
         with Journal(config, store, ranks, 4, 1.0) as journal:
             journal.started(halfway, 10)
-            assert status(config) == "RUNNING"
+            until(lambda: status(config) == "RUNNING")
             raise DataError("field", "value", "Mend it.")
 
     with pytest.raises(DataError):

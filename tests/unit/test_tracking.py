@@ -17,10 +17,12 @@ from mlflow import MlflowClient
 from astroclip_dist.errors import ConfigError, StorageError
 from astroclip_dist.store import Store
 from astroclip_dist.train import tracking
-from astroclip_dist.train.mlflow_run import MlflowRun, mask, now_ms
+from astroclip_dist.train.mlflow_run import MlflowRun
+from astroclip_dist.train.records import mask, now_ms
 from astroclip_dist.train.run_folder import SPOOL_FOLDER
 from astroclip_dist.train.spool import Spool
 from astroclip_dist.train.tracking import Tracker, send_unsent
+from tests.until import until
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,7 @@ def test_a_restart_goes_on_with_the_same_run(open_tracker: Callable[[], Tracker]
     assert MlflowClient(database).get_run(first.run_id).info.status == "SCHEDULED"
 
     second = open_tracker()
+    until(lambda: second.run_id is not None)
     assert second.run_id == first.run_id
     assert MlflowClient(database).get_run(first.run_id).info.status == "RUNNING"
     second.log_params({"world_size": 1, "seed": 1})
@@ -113,8 +116,10 @@ def test_of_processes_that_start_together_one_creates_the_run(
 
 def test_a_run_that_the_server_does_not_know_is_refused(database: str, tmp_path: Path) -> None:
     Store(tmp_path).put("tracking.json", json.dumps({"run_id": "0" * 32, "began_ms": 1}).encode())
+    # Known runs are not waited for: training has begun when the server says so.
+    tracker = Tracker.open(Store(tmp_path), database, "unit", "x")
     with pytest.raises(ConfigError, match=r"tracking_uri.*not found"):
-        Tracker.open(Store(tmp_path), database, "unit", "x")
+        until(lambda: tracker.log_metrics(1, {"loss": 1.0}))
 
 
 def test_a_database_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
