@@ -212,7 +212,8 @@ class Tracker:
                     if pause == SEND_INTERVAL_S and self._refused is None:
                         _log.warning("records for MLflow wait in the run folder: %s", mask(str(error))[:200])
                     pause = min(2 * pause, LONGEST_PAUSE_S)
-                    self.keep()
+                    if self._refused is None:
+                        self.keep()
                 next_try = time.monotonic() + pause
                 self._first_try.set()
             time.sleep(SEND_INTERVAL_S) if closing else self._closing.wait(SEND_INTERVAL_S)

@@ -80,6 +80,7 @@ def refusal(command: Command) -> str:
     return command.output
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(
     mounts: PrivateMounts, reference: Undisturbed, tmp_path: Path
 ) -> None:
@@ -105,6 +106,7 @@ def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(
     assert result(run) == reference.result
 
 
+@pytest.mark.slow
 def test_a_full_cache_is_named(
     mounts: PrivateMounts,
     object_store: RealObjectStore,

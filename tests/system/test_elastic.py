@@ -100,7 +100,8 @@ def global_batches(config: Path) -> dict[tuple[int, int], list[str]]:
     return found
 
 
-@pytest.mark.parametrize("sizes", [(2, 1), pytest.param((4, 2, 1, 4), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(2, 1), (4, 2, 1, 4)])
 def test_a_run_that_is_preempted_goes_on_with_another_world_size(
     sizes: tuple[int, ...], tracking: str, two_ranks: RankPool, tmp_path: Path
 ) -> None:

@@ -114,6 +114,7 @@ def test_a_run_that_restarts_during_an_outage_goes_on_after_it(
     assert resumed["step"] == 15
 
 
+@pytest.mark.slow
 def test_short_outages_in_a_save_and_in_a_resume_change_nothing(
     server: RealObjectStore, bucket: str, expected: dict[str, str], tmp_path: Path
 ) -> None:

@@ -76,7 +76,9 @@ def name_of(kill: Kill) -> str:
     return f"{'after' if kill.after else 'before'} {OPERATIONS[kill.rank][kill.operation]}"
 
 
-@pytest.mark.parametrize("background", [False, True], ids=["waited for", "in background"])
+@pytest.mark.parametrize(
+    "background", [pytest.param(False, id="waited for", marks=pytest.mark.slow), pytest.param(True, id="in background")]
+)
 @pytest.mark.parametrize(
     "kill", [pytest.param(kill, id=name_of(kill), marks=pytest.mark.slow if kill.after else ()) for kill in KILLS]
 )

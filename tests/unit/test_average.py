@@ -101,7 +101,9 @@ def test_teachers_move_between_engines_exactly(
         assert next_loss == pytest.approx(loss, rel=1e-2)
 
 
-@pytest.mark.parametrize(("saved_by", "loaded_by"), [("fsdp", "zero3"), ("zero3", "fsdp")])
+@pytest.mark.parametrize(
+    ("saved_by", "loaded_by"), [pytest.param("fsdp", "zero3", marks=pytest.mark.slow), ("zero3", "fsdp")]
+)
 def test_teachers_move_between_world_sizes_exactly(
     saved_by: str, loaded_by: str, tmp_path: Path, two_ranks: RankPool, four_ranks: RankPool
 ) -> None:
