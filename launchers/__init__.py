@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import Protocol
 
 from astroclip_dist.config import RunConfig
@@ -12,8 +11,7 @@ from astroclip_dist.data.mixture import order_of
 from astroclip_dist.errors import ConfigError
 from astroclip_dist.store import Store
 from astroclip_dist.train.run_folder import is_finished, register, withdraw
-from launchers.holder import HeldError
-from launchers.holding import hold
+from launchers.holding import hold, stop_at_once
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +54,7 @@ def launch(config: RunConfig) -> int:
     if run.url in config.data_urls:
         raise ConfigError("run", run.url, "That is the dataset; choose another folder for the run.")
     run.check()
-    with hold(run, config.launcher, _stop_at_once):
+    with hold(run, config.launcher, stop_at_once):
         existed = register(run, config)
         if existed and is_finished(run):
             log.info("%s is finished: nothing to do", run.url)
@@ -66,12 +64,6 @@ def launch(config: RunConfig) -> int:
         finally:
             if not existed:
                 withdraw(run)
-
-
-def _stop_at_once(error: HeldError) -> None:
-    """The run is somebody else's now, and nothing more may be written: neither saved nor tidied up."""
-    log.error("error: %s", error)
-    os._exit(error.exit_code)
 
 
 def _launcher(name: str) -> Launcher:

@@ -6,6 +6,8 @@ On a file system of this machine the kernel keeps the hold and lets go of it whe
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -15,6 +17,13 @@ from launchers.lease import Lease, LeaseContent
 from launchers.lock_file import LockedError, hold_lock_file, read_lock_file
 
 HOLDER_FILE = "holder.json"
+log = logging.getLogger(__name__)
+
+
+def stop_at_once(error: HeldError) -> None:
+    """For ``hold``: the run is somebody else's now, and nothing more may be written: neither saved nor tidied up."""
+    log.error("error: %s", error)
+    os._exit(error.exit_code)
 
 
 @contextmanager

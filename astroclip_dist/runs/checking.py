@@ -8,12 +8,12 @@ from typing import Any
 
 from astroclip_dist.errors import ConfigError
 from astroclip_dist.progress import with_progress
-from astroclip_dist.runs.holding import held
 from astroclip_dist.runs.summary import has_saved
 from astroclip_dist.runs.wording import table
 from astroclip_dist.store import MissingObjectError, Store
 from astroclip_dist.train.checkpoint import Retention, complete_checkpoints, describe, prune, surplus, verify
 from astroclip_dist.train.run_folder import read_run_config
+from launchers.holding import hold, stop_at_once
 
 
 @dataclass(frozen=True)
@@ -129,5 +129,5 @@ def prune_run(url: str, keep_last: int | None, *, dry_run: bool) -> list[str]:
         retention = dataclasses.replace(retention, last=keep_last)
     if dry_run:
         return surplus(run, retention)
-    with held(run, "runs prune"):
+    with hold(run, "runs prune", stop_at_once):
         return prune(run, retention)

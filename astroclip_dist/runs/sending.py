@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from astroclip_dist.runs.holding import held
 from astroclip_dist.store import Store
 from astroclip_dist.train.run_folder import read_run_config
 from astroclip_dist.train.tracking import send_unsent
+from launchers.holding import hold, stop_at_once
 
 
 def send_unsent_of_run(url: str, tracking_uri: str | None) -> int:
@@ -24,7 +24,7 @@ def send_unsent_of_run(url: str, tracking_uri: str | None) -> int:
     """
     run = Store(url)
     config = read_run_config(run)
-    with held(run, "runs sync"):
+    with hold(run, "runs sync", stop_at_once):
         return send_unsent(
             run, tracking_uri or config.tracking_uri(), config.tracking.experiment, run.url.rpartition("/")[2]
         )
