@@ -9,7 +9,6 @@ import argparse
 import logging
 import os
 import sys
-from pathlib import Path
 
 from astroclip_dist import __version__
 from astroclip_dist.config import dump_config, load_config
@@ -38,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     from astroclip_dist.embed.command import add_parser as add_embed
     from astroclip_dist.evaluate.command import add_parser as add_evaluate
     from astroclip_dist.runs.command import add_parser as add_runs
+    from launchers.jobs.command import add_parser as add_jobs
     from shards.command import add_parser as add_shards
 
     parser = argparse.ArgumentParser("astroclip", description="Pre-train galaxy foundation models at survey scale.")
@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     add_shards(commands)
     _add_config(commands)
     _add_train(commands)
+    add_jobs(commands)
     add_runs(commands)
     add_embed(commands)
     add_evaluate(commands)
@@ -69,7 +70,9 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _add_configuration(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, see configs/")
+    parser.add_argument(
+        "config", metavar="CONFIG", help="a YAML file, see configs/; env:NAME: a variable with its text"
+    )
     parser.add_argument("override", nargs="*", metavar="key=value", help="values over those of the file")
 
 

@@ -1,4 +1,4 @@
-"""Launchers by name: what starts the workers of a run."""
+"""How a run's workers are started where its command runs; ``launchers.jobs`` hands that command to a queue."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from astroclip_dist.data.dataset import Dataset
 from astroclip_dist.data.mixture import order_of
 from astroclip_dist.errors import ConfigError
 from astroclip_dist.store import Store
+from astroclip_dist.train.holding import hold, stop_at_once
 from astroclip_dist.train.run_folder import is_finished, register, withdraw
-from launchers.holding import hold, stop_at_once
 
 log = logging.getLogger(__name__)
 
 
-class Launcher(Protocol):
-    """Adapter to one engine that starts processes."""
+class Workers(Protocol):
+    """Adapter to one engine that starts the workers of a run, and restarts them."""
 
     def run(self, config: RunConfig) -> int:
         """Train a registered run, which this process holds, to its end or until this process is asked to leave.
@@ -60,18 +60,18 @@ def launch(config: RunConfig) -> int:
             log.info("%s is finished: nothing to do", run.url)
             return 0
         try:
-            return _launcher(config.launcher).run(config)
+            return _workers(config.launcher).run(config)
         finally:
             if not existed:
                 withdraw(run)
 
 
-def _launcher(name: str) -> Launcher:
+def _workers(name: str) -> Workers:
     # Imported when chosen: Ray costs seconds.
     if name == "ray":
-        from launchers.ray import RayLauncher
+        from launchers.ray.workers import RayWorkers
 
-        return RayLauncher()
-    from launchers.local import LocalLauncher
+        return RayWorkers()
+    from launchers.local.workers import LocalWorkers
 
-    return LocalLauncher()
+    return LocalWorkers()

@@ -8,6 +8,7 @@ is dropped whole.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +32,18 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_config(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+def load_config(source: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
     """The resolved configuration of a run.
 
     Args:
-        path: a YAML file.
+        source: a YAML file; or ``env:NAME``, the environment variable that holds its text, as jobs carry it.
         overrides: ``key.subkey=value`` with values in YAML.
 
     Raises:
         ConfigError: file, field, value and mend.
     """
-    values = read_layers(path)
+    scheme, _, variable = str(source).partition(":")
+    values = _read_variable(variable) if scheme == "env" else read_layers(Path(source))
     for override in overrides:
         values = merge(values, parse_override(override))
     return validated(RunConfig, values)
@@ -118,3 +120,9 @@ def _read_text(path: Path) -> str:
         return path.read_text()
     except OSError as error:
         raise ConfigError("config file", str(path), f"It cannot be read: {error.strerror}.") from error
+
+
+def _read_variable(name: str) -> dict[str, Any]:
+    if (text := os.environ.get(name)) is None:
+        raise ConfigError("config", f"env:{name}", "The environment has no such variable: give a file.")
+    return parse_yaml(text, name)

@@ -12,8 +12,8 @@ from astroclip_dist.runs.summary import has_saved
 from astroclip_dist.runs.wording import table
 from astroclip_dist.store import MissingObjectError, Store
 from astroclip_dist.train.checkpoint import Retention, complete_checkpoints, describe, prune, surplus, verify
+from astroclip_dist.train.holding import hold, stop_at_once
 from astroclip_dist.train.run_folder import read_run_config
-from launchers.holding import hold, stop_at_once
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from astroclip_dist.store import Store
+from astroclip_dist.train.holding import hold, stop_at_once
 from astroclip_dist.train.run_folder import read_run_config
 from astroclip_dist.train.tracking import send_unsent
-from launchers.holding import hold, stop_at_once
 
 
 def send_unsent_of_run(url: str, tracking_uri: str | None) -> int:

@@ -16,8 +16,8 @@ from astroclip_dist.runs.diary import Event, in_words
 from astroclip_dist.runs.wording import ago, many, table
 from astroclip_dist.store import MissingObjectError, Store
 from astroclip_dist.train.event_log import EVENTS_FILE, read_events
+from astroclip_dist.train.holding import HOLDER_FILE, holder
 from astroclip_dist.train.run_folder import RUN_FILE, SPOOL_FOLDER, TRACKING_FILE, read_run_config
-from launchers.holding import HOLDER_FILE, holder
 
 FINISHED, RUNNING, WAITING, FAILED = "finished", "running", "waiting to be resumed", "failed"
 NOT_BEGUN, DAMAGED = "not begun", "damaged"

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from astroclip_dist.store import Store
-from launchers.holder import HeldError, Holder
-from launchers.holding import HOLDER_FILE, hold, holder
-from launchers.lease import EXPIRY, Lease, LeaseContent
+from astroclip_dist.train.holding import HOLDER_FILE, hold, holder
+from astroclip_dist.train.holding.holder import HeldError, Holder
+from astroclip_dist.train.holding.lease import EXPIRY, Lease, LeaseContent
 from tests.random_survey import write_random_survey
 from tests.system.conftest import RealObjectStore
 from tests.system.fault_proxy import FaultProxy
@@ -29,7 +29,7 @@ RENEWAL_S = 0.75
 HOLD_UNTIL_KILLED = """
 import sys, time
 from astroclip_dist.store import Store
-from launchers.holding import hold
+from astroclip_dist.train.holding import hold
 with hold(Store(sys.argv[1]), "local", print):
     print("held", flush=True)
     time.sleep(600)

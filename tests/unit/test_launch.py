@@ -9,9 +9,9 @@ import pytest
 from astroclip_dist.config import parse_config
 from astroclip_dist.errors import ConfigError
 from astroclip_dist.store import Store
+from astroclip_dist.train.holding import HOLDER_FILE, hold, holder
+from astroclip_dist.train.holding.holder import HeldError, Holder
 from launchers import launch
-from launchers.holder import HeldError, Holder
-from launchers.holding import HOLDER_FILE, hold, holder
 from tests.random_survey import write_random_survey
 
 CONFIG = """

@@ -31,8 +31,8 @@ from astroclip_dist.runs.wording import ago, amount, many
 from astroclip_dist.store import Store
 from astroclip_dist.train.checkpoint import Progress, complete_checkpoints, save
 from astroclip_dist.train.event_log import EVENTS_FILE, EventLog
+from astroclip_dist.train.holding import hold
 from astroclip_dist.train.run_folder import register
-from launchers.holding import hold
 
 STARTED: dict[str, Any] = {"event": "started", "step": 0, "steps": 40, "world_size": 2}
 

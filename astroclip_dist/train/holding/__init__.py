@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from astroclip_dist.store import MissingObjectError, Store
-from launchers.holder import HeldError, Holder
-from launchers.lease import Lease, LeaseContent
-from launchers.lock_file import LockedError, hold_lock_file, read_lock_file
+from astroclip_dist.train.holding.holder import HeldError, Holder
+from astroclip_dist.train.holding.lease import Lease, LeaseContent
+from astroclip_dist.train.holding.lock_file import LockedError, hold_lock_file, read_lock_file
 
 HOLDER_FILE = "holder.json"
 log = logging.getLogger(__name__)

@@ -32,7 +32,7 @@ _SETTINGS = {
 log = logging.getLogger(__name__)
 
 
-class RayLauncher:
+class RayWorkers:
     """Ray Train starts the workers, sets up their process group, and restarts them when one fails.
 
     What Ray does not retry (its controller's own death, a process group that cannot be set up) and what it does not
@@ -54,7 +54,7 @@ class RayLauncher:
         from ray.exceptions import RayError
         from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
-        from launchers.ray_callbacks import cause_in_words, write_restart
+        from launchers.ray.callbacks import cause_in_words, write_restart
 
         signals = _Signals()
         run = Store(config.run)
@@ -102,10 +102,10 @@ def _fit(config: RunConfig, max_failures: int, notice: Notice, own_cluster: bool
     from ray.train.v2.api.config import FailureConfig, ScalingConfig
     from ray.train.v2.api.config import RunConfig as RayRunConfig
 
-    from launchers.ray_callbacks import RestartRecord, StopOnUserError
-    from launchers.ray_request import LeaveRequest
-    from launchers.ray_sizes import RunSizes, RunTrainer
-    from launchers.ray_worker import train_on_worker
+    from launchers.ray.callbacks import RestartRecord, StopOnUserError
+    from launchers.ray.request import LeaveRequest
+    from launchers.ray.sizes import RunSizes, RunTrainer
+    from launchers.ray.worker import train_on_worker
 
     use_gpu = config.device != "cpu" and _has_gpu(config.device)
     sizes = config.world_sizes

@@ -21,8 +21,8 @@ from ray.train.v2.api.config import ScalingConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from astroclip_dist.errors import ConfigError
-from launchers.ray_request import LeaveRequest
-from launchers.ray_worker import ask_to_leave
+from launchers.ray.request import LeaveRequest
+from launchers.ray.worker import ask_to_leave
 
 _OVERRIDDEN = {
     ElasticScalingPolicy: (

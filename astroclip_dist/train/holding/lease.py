@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from astroclip_dist.errors import StorageError
 from astroclip_dist.store import ChangedObjectError, MissingObjectError, ObjectTag, Store
-from launchers.holder import HeldError, Holder
+from astroclip_dist.train.holding.holder import HeldError, Holder
 
 RENEWAL_S = 15.0
 # In renewals: a storage that is away for half a minute takes nobody's lease.

@@ -25,7 +25,7 @@ _LEAVE_MARGIN_S = 15.0
 log = logging.getLogger(__name__)
 
 
-class LocalLauncher:
+class LocalWorkers:
     """Starts ``workers`` processes, restarts all of them when one dies, passes on to them the request to leave."""
 
     def run(self, config: RunConfig) -> int:

@@ -1,0 +1,1 @@
+"""Kubernetes with KubeRay and Kueue."""
