@@ -23,7 +23,9 @@ class RayPlace(Section):
     """
 
     name: Literal["ray"] = "ray"
-    address: str = Field(description="of its dashboard: http://HEAD:8265")
+    address: str = Field(
+        pattern=r"^https?://[^\s/@?#]+/?$", description="of its dashboard: http://HEAD:8265, the port with the jobs API"
+    )
 
 
 class SlurmPlace(Section):
