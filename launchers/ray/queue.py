@@ -1,0 +1,246 @@
+"""Jobs at a Ray cluster that is there: each is started at once, and waits for the room of its workers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from astroclip_dist.errors import ConfigError, StorageError
+from launchers.jobs.places import RayPlace
+from launchers.jobs.status import JobState, JobStatus
+from launchers.jobs.task import Task
+from launchers.ray.job_client import OVER, JobInfo, RayJobsClient
+from launchers.ray.job_request import STOP_WAIT_VARIABLE, request_of, submission_id
+from launchers.ray.room import check_room, check_version
+
+_POLL_S = 0.5
+# Beyond what a job has to save: for Ray to end its processes and to write that down.
+_STOP_MARGIN_S = 30.0
+# Ray's own, where the job does not say.
+_STOP_WAIT_S = 3.0
+# How long Ray may keep the name of a job's actor after the job is over.
+_AGAIN_S = 30.0
+
+
+class RayQueue:
+    """Ray's Jobs API.
+
+    Ray never starts a job again: ``launchers.ray.job`` does, as long as the head lives. The head's death ends all jobs,
+    and Ray forgets them; submitting again goes on with the runs.
+    """
+
+    depends = False
+
+    def __init__(self, place: RayPlace) -> None:
+        self._address = place.address
+        self._opened: RayJobsClient | None = None
+
+    @property
+    def _client(self) -> RayJobsClient:
+        # Opened late: to render a request takes no token.
+        self._opened = self._opened or RayJobsClient(self._address)
+        return self._opened
+
+    def render(self, tasks: Sequence[Task], after: Sequence[str] = ()) -> str:
+        """The requests of a first attempt."""
+        _refuse_order(after)
+        posts = [f"POST {self._address.rstrip('/')}/api/jobs/\n{_indented(request_of(task, 0))}" for task in tasks]
+        return "\n".join(posts)
+
+    def check(self, tasks: Sequence[Task]) -> None:
+        """Whether the cluster answers, takes the token, has our version of Ray and the room for each task alone.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        for task in tasks:
+            request_of(task, 0)
+        check_version(self._client)
+        check_room(self._client, tasks)
+
+    def submit(self, tasks: Sequence[Task], attempt: int, after: Sequence[str] = ()) -> tuple[str, ...]:
+        """Post jobs; they start at once."""
+        _refuse_order(after)
+        requests = [request_of(task, attempt) for task in tasks]
+        new: list[str] = []
+        try:
+            for request in requests:
+                if self._post(request):
+                    new.append(request["submission_id"])
+        except ConfigError:
+            for job_id in new:
+                self.cancel(job_id)
+            raise
+        return tuple(request["submission_id"] for request in requests)
+
+    def find(self, task_name: str, attempt: int) -> str | None:
+        """Its id where the cluster knows it."""
+        job_id = submission_id(task_name, attempt)
+        return None if self._client.job(job_id) is None else job_id
+
+    def release(self, ids: Sequence[str]) -> None:
+        """Ray holds no job back."""
+
+    def statuses(self, ids: Sequence[str]) -> Mapping[str, JobStatus]:
+        """By one look at all jobs, and one at the workers where some of these run."""
+        jobs = {job["submission_id"]: job for job in self._client.jobs()}
+        here = {job_id: jobs[job_id] for job_id in ids if job_id in jobs}
+        nodes = self._nodes_of([job for job in here.values() if job["status"] == "RUNNING"])
+        unknown = JobStatus(
+            JobState.UNKNOWN, "the cluster does not know it: its head was started again, or it is another"
+        )
+        return {job_id: status_of(here[job_id], nodes.get(job_id, ())) if job_id in here else unknown for job_id in ids}
+
+    def logs(self, job_id: str, follow: bool) -> Iterator[str]:
+        """What the job and its workers print, over all of its starts at this cluster."""
+        self._known(job_id)
+        return self._client.follow_log(job_id) if follow else iter(self._client.log(job_id))
+
+    def cancel(self, job_id: str) -> None:
+        """Ask the job to save and leave, and wait until it has.
+
+        A job that waits for room has none to leave: Ray ends it when it starts.
+
+        Raises:
+            StorageError: it is still there when its time to save is over.
+        """
+        job = self._client.job(job_id)
+        if job is not None and job["status"] not in OVER:
+            self._stop(job)
+
+    def requeue(self, job_id: str) -> None:
+        """Stop a job, which saves, and post it again under its id, with the log going on."""
+        job = self._known(job_id)
+        if job["status"] != "RUNNING":
+            raise ConfigError("name", job_id, f"It does not run (Ray: {job['status']}): submit it.")
+        self._stop(job)
+        again = {key: value for key in _REQUEST if (value := job.get(key)) is not None}
+        restarts = int(job["metadata"].get("restarts", "0")) + 1
+        again["metadata"] = {**job["metadata"], "restarts": str(restarts)}
+        deadline = time.monotonic() + _AGAIN_S
+        while True:
+            self._client.delete(job_id)
+            self._client.submit(again)
+            started = self._known(job_id)
+            if started["error_type"] != _NOT_STARTED:
+                return
+            # The actor of the job's last start is about to go; it still has the name.
+            if time.monotonic() > deadline:
+                raise StorageError("launcher.address", self._address, f"Ray does not start it: {_last_line(started)}")
+            time.sleep(_POLL_S)
+
+    def _post(self, request: dict[str, Any]) -> bool:
+        """Whether the job is new; the same that is there already is left alone."""
+        job_id = request["submission_id"]
+        try:
+            self._client.submit(request)
+        except StorageError:
+            # The id exists, or the answer was lost on the way.
+            job = self._client.job(job_id)
+            if job is None:
+                raise
+            if job["metadata"].get("digest") != request["metadata"]["digest"]:
+                raise ConfigError(
+                    "name", job_id, "Another job has that id at this cluster: choose another name for this one."
+                ) from None
+            return False
+        return True
+
+    def _stop(self, job: JobInfo) -> None:
+        job_id = job["submission_id"]
+        self._client.stop(job_id)
+        variables = (job.get("runtime_env") or {}).get("env_vars") or {}
+        deadline = time.monotonic() + float(variables.get(STOP_WAIT_VARIABLE, _STOP_WAIT_S)) + _STOP_MARGIN_S
+        while (now := self._client.job(job_id)) is not None and now["status"] not in OVER:
+            if now["status"] == "PENDING":
+                return
+            if time.monotonic() > deadline:
+                raise StorageError("name", job_id, "It was told to stop, and is still there: look at its log.")
+            time.sleep(_POLL_S)
+
+    def _known(self, job_id: str) -> JobInfo:
+        job = self._client.job(job_id)
+        if job is None:
+            raise ConfigError("name", job_id, f"The cluster at {self._address} does not know it: submit it again.")
+        return job
+
+    def _nodes_of(self, jobs: Sequence[JobInfo]) -> dict[str, tuple[str, ...]]:
+        """Addresses of the nodes with workers of each job."""
+        drivers = {job["driver_info"]["id"]: job["submission_id"] for job in jobs if job["driver_info"]}
+        if not drivers:
+            return {}
+        addresses = {node["node_id"]: node["node_ip"] for node in self._client.nodes()}
+        found: dict[str, set[str]] = {}
+        for worker in self._client.train_workers():
+            if (job_id := drivers.get(worker["job_id"])) and worker["node_id"] in addresses:
+                found.setdefault(job_id, set()).add(addresses[worker["node_id"]])
+        return {job_id: tuple(sorted(nodes)) for job_id, nodes in found.items()}
+
+
+_REQUEST = (
+    "submission_id",
+    "entrypoint",
+    "runtime_env",
+    "entrypoint_num_cpus",
+    "entrypoint_num_gpus",
+    "entrypoint_memory",
+)
+_NOT_STARTED = "JOB_SUPERVISOR_ACTOR_START_FAILURE"
+
+
+def status_of(job: JobInfo, nodes: Sequence[str] = ()) -> JobStatus:
+    """What Ray tells of a job, in the words of all engines."""
+    restarts = int((job.get("metadata") or {}).get("restarts", "0"))
+    state, reason = _STATES[job["status"]], None
+    if state is JobState.PENDING:
+        state = JobState.REQUEUED if restarts else state
+        reason = f"PENDING: {job['message']}"
+    elif state is JobState.CANCELLED:
+        reason = "STOPPED: it was told to end"
+    elif state is JobState.FAILED:
+        code = job.get("driver_exit_code")
+        reason = f"{job.get('error_type') if code is None else f'exit code {code}'}: {_last_line(job)}"
+    started = _utc(job["start_time"])
+    return JobStatus(
+        state,
+        reason,
+        restarts=restarts,
+        nodes=tuple(nodes),
+        submitted=started,
+        # Ray notes one time: of the request, which it starts at once where there is room.
+        started=None if state in (JobState.PENDING, JobState.REQUEUED) else started,
+        ended=_utc(job["end_time"]),
+    )
+
+
+_STATES = {
+    "PENDING": JobState.PENDING,
+    "RUNNING": JobState.RUNNING,
+    "SUCCEEDED": JobState.SUCCEEDED,
+    "FAILED": JobState.FAILED,
+    "STOPPED": JobState.CANCELLED,
+}
+
+
+def _last_line(job: JobInfo) -> str:
+    """Of Ray's message, which ends with the last lines of the log."""
+    lines = [line.strip() for line in (job.get("message") or "").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "no more is known"
+
+
+def _utc(milliseconds: int | None) -> str | None:
+    if not milliseconds:
+        return None
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _indented(request: Mapping[str, Any]) -> str:
+    return json.dumps(request, indent=2, ensure_ascii=False)
+
+
+def _refuse_order(after: Sequence[str]) -> None:
+    if after:
+        raise ConfigError("after", ", ".join(after), "Ray starts no job after another one: submit them in turn.")
