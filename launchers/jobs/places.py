@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from astroclip_dist.config.strict import Section
 from astroclip_dist.config.units import Seconds
+
+
+def _written(pattern: str, words: str, at_most: int = 253) -> AfterValidator:
+    def check(text: str) -> str:
+        if len(text) > at_most or not re.fullmatch(pattern, text):
+            raise ValueError(f"Kubernetes wants {words} here")
+        return text
+
+    return AfterValidator(check)
+
+
+# kubernetes.io/docs/concepts/overview/working-with-objects, pages names and labels.
+_DNS_LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+_DNS_NAME = rf"{_DNS_LABEL}(\.{_DNS_LABEL})*"
+_LABEL_NAME = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+Namespace = Annotated[str, _written(_DNS_LABEL, "1 to 63 lower-case letters, digits and '-'")]
+ObjectName = Annotated[str, _written(_DNS_NAME, "lower-case letters, digits, '-' and '.'")]
+LabelKey = Annotated[str, _written(rf"({_DNS_NAME}/)?{_LABEL_NAME}", "a label's key such as cloud.site/rack", 316)]
+LabelValue = Annotated[str, _written(f"({_LABEL_NAME})?", "a label's value: up to 63 letters, digits, '-', '_', '.'")]
+MountPath = Annotated[str, _written(r"(/[A-Za-z0-9_][-A-Za-z0-9_.]*)+", "an absolute path such as /shared")]
 
 
 class LocalPlace(Section):
@@ -47,24 +68,28 @@ class SlurmPlace(Section):
 class VolumeClaim(Section):
     """A PersistentVolumeClaim that every node may write."""
 
-    name: str
-    mount: str = "/shared"
+    name: ObjectName
+    mount: MountPath = "/shared"
 
 
 class KubernetesPlace(Section):
     """A Kubernetes cluster with KubeRay and Kueue."""
 
     name: Literal["kubernetes"] = "kubernetes"
-    namespace: str = "default"
+    namespace: Namespace = "default"
     context: str | None = Field(default=None, description="of the kubeconfig; its current one if unset")
-    service_account: str | None = None
-    secret: str | None = Field(default=None, description="Secret that holds the job's secrets under their names")
-    pull_secret: str | None = Field(default=None, description="Secret with which the image is pulled")
+    service_account: ObjectName | None = None
+    secret: ObjectName | None = Field(default=None, description="Secret that holds the job's secrets under their names")
+    pull_secret: ObjectName | None = Field(default=None, description="Secret with which the image is pulled")
     volume: VolumeClaim | None = None
-    node_selector: dict[str, str] = Field(default_factory=dict)
-    gpu_resource: str = "nvidia.com/gpu"
-    topology: str | None = Field(default=None, description="node label within whose value all pods are to lie")
-    keep_for: Seconds = Field(default=3600.0, ge=0, description="after its end, until the job is deleted")
+    node_selector: dict[LabelKey, LabelValue] = Field(default_factory=dict)
+    gpu_resource: LabelKey = "nvidia.com/gpu"
+    topology: LabelKey | None = Field(
+        default=None, description="node label within whose value all pods that train are to lie"
+    )
+    keep_for: Seconds = Field(
+        default=0.0, ge=0, lt=2**31, description="after its end, while its pods stay to be looked at, on their machines"
+    )
 
 
 Place = Annotated[LocalPlace | RayPlace | SlurmPlace | KubernetesPlace, Field(discriminator="name")]
