@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from astroclip_dist.doctor.command import add_parser as add_doctor
     from astroclip_dist.embed.command import add_parser as add_embed
     from astroclip_dist.evaluate.command import add_parser as add_evaluate
     from astroclip_dist.runs.command import add_parser as add_runs
@@ -43,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("astroclip", description="Pre-train galaxy foundation models at survey scale.")
     parser.add_argument("--version", action="version", version=f"astroclip {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_doctor(commands)
     add_shards(commands)
     _add_config(commands)
     _add_train(commands)

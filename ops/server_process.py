@@ -95,6 +95,7 @@ class ServerProcess:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **(environment or {})},
                 start_new_session=True,
+                umask=0o077,  # what the server keeps is behind its credentials, not beside them
             )
         process = psutil.Process(child.pid)
         write_private(
