@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 def add_parser(subparsers: Any) -> None:
@@ -13,83 +15,159 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("jobs", help="hand runs to a queue: this machine, Ray, Slurm, Kubernetes")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
 
-    submit = commands.add_parser("submit", help="hand over the job of a file; the same again changes nothing")
-    submit.add_argument("file", type=Path, metavar="JOB.yaml")
+    submit = _add(commands, "submit", _submit, "hand over the job of a file; the same again changes nothing")
+    submit.add_argument("file", type=Path, metavar="JOB.yaml", help="one job, a sweep, or a pipeline of jobs")
     submit.add_argument("override", nargs="*", metavar="key=value", help="values over those of the file")
-    submit.add_argument("--dry-run", action="store_true", help="print exactly what would be handed over")
+    submit.add_argument("--dry-run", action="store_true", help="hand over nothing: print exactly what would be")
+    submit.add_argument("--wait", action="store_true", help="of a pipeline: stay until its last job is over")
     submit.add_argument("--json", action="store_true", help="print JSON")
-    submit.set_defaults(run=_submit)
 
-    listing = commands.add_parser("list", help="all jobs that were submitted from here")
+    listing = _add(commands, "list", _list, "all jobs that were submitted from here")
     listing.add_argument("--json", action="store_true", help="print JSON")
-    listing.set_defaults(run=_list)
 
-    status = _named(commands, "status", _status, "state, reason, restarts and progress of a job")
+    status = _add(commands, "status", _status, "all that is known of a job, and what can be done next")
+    _add_name(status)
     status.add_argument("--json", action="store_true", help="print JSON")
-    logs = _named(commands, "logs", _logs, "what a job has printed")
+    logs = _add(commands, "logs", _logs, "what a job has printed")
+    logs.add_argument("name", metavar="NAME", help="of the job")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the job is over")
-    _named(commands, "cancel", _cancel, "end a job for good")
-    _named(commands, "requeue", _requeue, "let a running job save and queue it again")
+    cancel = _add(commands, "cancel", _cancel, "end jobs for good")
+    cancel.add_argument("names", nargs="+", metavar="NAME", help="of a job, a sweep or a pipeline")
+    requeue = _add(commands, "requeue", _requeue, "let a running job save, and queue it again")
+    _add_name(requeue)
 
 
-def _named(commands: Any, name: str, run: Any, what: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=what)
-    parser.add_argument("name", metavar="NAME", help="of the job")
+def _add(commands: Any, name: str, run: Callable[[argparse.Namespace], int], what: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
     parser.set_defaults(run=run)
     return parser
 
 
+def _add_name(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="of a job, a sweep or a pipeline")
+
+
 def _submit(args: argparse.Namespace) -> int:
+    from astroclip_dist.config.load import read_layers
+    from astroclip_dist.errors import ConfigError
+
+    if "jobs" in read_layers(args.file):
+        return _submit_pipeline(args)
+    if args.wait:
+        raise ConfigError("--wait", args.file, "It belongs to a pipeline; astroclip jobs logs -f NAME follows a job.")
     from launchers.jobs.queue import queue_at
     from launchers.jobs.spec import load_job
     from launchers.jobs.task import tasks_of
 
-    job = load_job(args.file, args.override)
-    tasks = tasks_of(job)
+    tasks = tasks_of(load_job(args.file, args.override))
     if args.dry_run:
-        print(queue_at(job.launcher).render(tasks))
-        return 0
-    submissions = _desk().submit(tasks)
-    if args.json:
-        print(json.dumps([{"name": s.record.name, "id": s.record.job_id, "new": s.is_new} for s in submissions]))
-        return 0
-    for submission in submissions:
-        what = "submitted" if submission.is_new else f"is there already ({submission.record.last_state})"
-        print(f"{submission.record.name}  {submission.record.job_id}  {what}")
+        return _print_request(queue_at(tasks[0].job.launcher).render(tasks), args.json)
+    return _print_submissions(_desk(_again(args)).submit(tasks), args.json)
+
+
+def _submit_pipeline(args: argparse.Namespace) -> int:
+    from launchers.jobs.pipeline import load_pipeline, render_pipeline, submit_pipeline
+
+    pipeline = load_pipeline(args.file, args.override)
+    if args.dry_run:
+        return _print_request(render_pipeline(pipeline), args.json)
+    return _print_submissions(submit_pipeline(_desk(_again(args)), pipeline, args.wait), args.json)
+
+
+def _again(args: argparse.Namespace) -> list[str]:
+    return [str(args.file.resolve()), *args.override]
+
+
+def _print_request(text: str, as_json: bool) -> int:
+    print(json.dumps({"request": text}) if as_json else text)
+    return 0
+
+
+def _print_submissions(submissions: list[Any], as_json: bool) -> int:
+    from launchers.jobs.showing import submission_as_json, submission_in_words
+
+    if as_json:
+        print(json.dumps([submission_as_json(submission) for submission in submissions]))
+    else:
+        print("\n".join(submission_in_words(submission) for submission in submissions))
     return 0
 
 
 def _list(args: argparse.Namespace) -> int:
-    return _print(_desk().jobs(), args.json)
+    from launchers.jobs.progress import read_progress
+    from launchers.jobs.showing import job_as_json, table_of
+
+    jobs = _desk().jobs()
+    progress = read_progress(job.record.run for job in jobs if job.record.run is not None)
+    if args.json:
+        print(json.dumps([job_as_json(job, progress.get(job.record.run or "")) for job in jobs]))
+    else:
+        print(table_of(jobs, progress))
+    return 0
 
 
 def _status(args: argparse.Namespace) -> int:
-    return _print(_desk().jobs([args.name]), args.json)
+    return _print_jobs(_desk().jobs([args.name]), args.json)
+
+
+def _print_jobs(jobs: list[Any], as_json: bool = False) -> int:
+    from launchers.jobs.progress import read_progress
+    from launchers.jobs.showing import job_as_json, job_in_words
+
+    progress = read_progress(job.record.run for job in jobs if job.record.run is not None)
+    about = [(job, progress.get(job.record.run or "")) for job in jobs]
+    if as_json:
+        print(json.dumps([job_as_json(*one) for one in about]))
+    else:
+        print("\n\n".join(job_in_words(*one) for one in about))
+    return 0
 
 
 def _logs(args: argparse.Namespace) -> int:
-    for line in _desk().logs(args.name, args.follow):
+    desk = _desk()
+    silent = True
+    for line in desk.logs(args.name, args.follow):
         print(line, flush=True)
+        silent = False
+    if silent:
+        [job] = desk.jobs([args.name])
+        reason = f" ({job.status.reason})" if job.status.reason else ""
+        print(f"{args.name} is {job.status.state}{reason}, and has printed nothing", file=sys.stderr)
     return 0
 
 
 def _cancel(args: argparse.Namespace) -> int:
-    return _print([_desk().cancel(args.name)], as_json=False)
+    return _each(args.names, "cancel")
 
 
 def _requeue(args: argparse.Namespace) -> int:
-    return _print([_desk().requeue(args.name)], as_json=False)
+    return _each([args.name], "requeue")
 
 
-def _desk() -> Any:
+def _each(given: list[str], change: Literal["cancel", "requeue"]) -> int:
+    """Change every job, whatever becomes of the others; the exit code of the worst."""
+    from astroclip_dist.errors import UserError
+
+    desk = _desk()
+    todo = list(dict.fromkeys(given))
+    worst = 0
+    while todo:
+        name = todo.pop(0)
+        try:
+            if (names := desk.names_of(name)) != [name]:
+                todo = names + todo
+                continue
+            status = getattr(desk, change)(name).status
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            worst = max(worst, error.exit_code)
+        else:
+            print(f"{name}: {status.state}" + (f" ({status.reason})" if status.reason else ""))
+    return worst
+
+
+def _desk(again: Sequence[str] = ()) -> Any:
     from launchers.jobs.desk import JobDesk
     from launchers.jobs.records import JobRecords
 
-    return JobDesk(JobRecords())
-
-
-def _print(jobs: list[Any], as_json: bool) -> int:
-    from launchers.jobs.showing import as_json_of, table_of
-
-    print(json.dumps([as_json_of(job) for job in jobs]) if as_json else table_of(jobs))
-    return 0
+    return JobDesk(JobRecords(), again)

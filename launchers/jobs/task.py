@@ -5,19 +5,24 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from astroclip_dist.config import RunConfig, dump_config
-from astroclip_dist.config.load import merge, parse_override, read_layers
+from astroclip_dist.config.load import merge, read_layers
 from astroclip_dist.config.strict import validated
 from astroclip_dist.errors import ConfigError
 from launchers.jobs.spec import JobSpec, job_name
 
 # The resolved configuration travels in this variable: no file of the submitting machine needs to be on the nodes.
 CONFIG_VARIABLE = "ASTROCLIP_CONFIG"
+# Slurm's own limit of an array, where a site has not set another.
+_MOST_RUNS = 1000
+_LIMITS = ("queue", "priority", "gpus_per_node", "cpus_per_node", "memory_per_node", "time_limit", "max_restarts")
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Task:
     @property
     def arguments(self) -> tuple[str, ...]:
         """Of ``astroclip``."""
-        return self.job.command if self.job.command is not None else ("train", f"env:{CONFIG_VARIABLE}")
+        return self.job.command or ("train", f"env:{CONFIG_VARIABLE}")
 
     @cached_property
     def environment(self) -> dict[str, str]:
@@ -49,6 +54,11 @@ class Task:
     def run(self) -> str | None:
         """URL of the run folder."""
         return self.config.run if self.config else None
+
+    @property
+    def sweep(self) -> str | None:
+        """The name of the job whose sweep this is a point of."""
+        return self.job.name if self.job.sweep else None
 
     @cached_property
     def digest(self) -> str:
@@ -62,36 +72,44 @@ class Task:
         }
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
+    @property
+    def limits(self) -> dict[str, Any]:
+        """What the job asks of its queue, and the digest does not tell; as JSON values."""
+        return self.job.model_dump(mode="json", include=set(_LIMITS))
+
 
 def tasks_of(job: JobSpec) -> tuple[Task, ...]:
     """The job's only task, or those of its sweep in the order of their numbers: ``NAME-0``, ``NAME-1``, ...
 
-    Each run of a sweep has its own folder below the run URL of the configuration.
+    The numbers count the last key fastest, keys in the order of the alphabet. Each run of a sweep has its own folder
+    below the run URL of the configuration, named by its number.
 
     Raises:
         ConfigError: the configuration, or what the job makes of it.
     """
+    if CONFIG_VARIABLE in job.environment or CONFIG_VARIABLE in job.secrets:
+        raise ConfigError("environment", CONFIG_VARIABLE, "The job's own configuration travels in it: leave it out.")
     if job.config is None:
         return (Task(job.name, job, None),)
+    layers = read_layers(Path(job.config))
     if not job.sweep:
-        return (Task(job.name, job, _config(job, {})),)
-    points = list(itertools.product(*job.sweep.values()))
-    tasks = []
-    for number, point in enumerate(points):
-        values: dict[str, Any] = {}
-        for key, value in zip(job.sweep, point, strict=True):
-            values = merge(values, parse_override(f"{key}={json.dumps(value)}"))
-        try:
-            name = job_name(f"{job.name}-{number}")
-        except ValueError as error:
-            raise ConfigError("name", job.name, f"It leaves no room for the numbers of the sweep: {error}") from error
-        tasks.append(Task(name, job, _config(job, values, folder=str(number))))
-    return tuple(tasks)
+        return (Task(job.name, job, _config(job, layers, {})),)
+    if (runs := math.prod(map(len, job.sweep.values()))) > _MOST_RUNS:
+        raise ConfigError("sweep", f"{runs:,} runs", f"{_MOST_RUNS:,} at most: make several jobs of it.")
+    try:
+        job_name(f"{job.name}-{runs - 1}")
+    except ValueError as error:
+        raise ConfigError("name", job.name, f"It leaves no room for the numbers of the sweep: {error}.") from error
+    keys = sorted(job.sweep)
+    points = itertools.product(*(job.sweep[key] for key in keys))
+    return tuple(
+        Task(f"{job.name}-{number}", job, _config(job, layers, dict(zip(keys, point, strict=True)), folder=str(number)))
+        for number, point in enumerate(points)
+    )
 
 
-def _config(job: JobSpec, above: dict[str, Any], folder: str | None = None) -> RunConfig:
-    assert job.config is not None
-    values = merge(merge(read_layers(Path(job.config)), _nested(job.override)), above)
+def _config(job: JobSpec, layers: Mapping[str, Any], point: Mapping[str, Any], folder: str | None = None) -> RunConfig:
+    values = merge(merge(dict(layers), _nested(job.override)), _nested(point))
     if folder is not None and isinstance(values.get("run"), str):
         values["run"] = f"{values['run'].rstrip('/')}/{folder}"
     values["workers"] = job.nodes * job.workers_of_a_node
@@ -101,12 +119,12 @@ def _config(job: JobSpec, above: dict[str, Any], folder: str | None = None) -> R
     return validated(RunConfig, values)
 
 
-def _nested(values: dict[str, Any]) -> dict[str, Any]:
-    """``{"optimizer.lr": 1e-4}`` means the same as ``{"optimizer": {"lr": 1e-4}}``."""
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"optimizer.lr": 1e-4}`` as ``{"optimizer": {"lr": 1e-4}}``."""
     nested: dict[str, Any] = {}
     for key, value in values.items():
-        inner: Any = _nested(value) if isinstance(value, dict) else value
-        for part in reversed(str(key).split(".")):
+        inner: Any = value
+        for part in reversed(key.split(".")):
             inner = {part: inner}
         nested = merge(nested, inner)
     return nested
