@@ -24,9 +24,9 @@ def check_torch(context: Context) -> list[Finding]:
         driver = read_driver()
     except NoDriverError:
         return [fine(about, **values)]
-    why_not = _why_not(torch.version.cuda, driver) if driver.gpus else None
-    if why_not:
-        return [why_not]
+    reason = why_not(torch.version.cuda, driver) if driver.gpus else None
+    if reason:
+        return [reason]
     if driver.gpus and not torch.cuda.is_available():
         mend = "Check CUDA_VISIBLE_DEVICES, LD_LIBRARY_PATH and `python -c 'import torch; torch.cuda.init()'`."
         return [problem("the driver shows GPUs, torch none", mend, **values)]
@@ -35,7 +35,7 @@ def check_torch(context: Context) -> list[Finding]:
     return [fine(about, **values)]
 
 
-def _why_not(cuda: str | None, driver: Driver) -> Finding | None:
+def why_not(cuda: str | None, driver: Driver) -> Finding | None:
     """What keeps a build for this CUDA version from using this driver."""
     if cuda is None:
         return problem("there are GPUs, but torch is built for the CPU alone", _REINSTALL)

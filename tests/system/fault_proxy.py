@@ -23,6 +23,8 @@ import time
 from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from datetime import timedelta
+from email.utils import format_datetime, parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -36,13 +38,15 @@ Kind = Literal[
     "flipped_bit",  # one bit of the body is another
     "delay",  # the answer comes some seconds late
     "stall",  # the body stops for some seconds in its middle
+    "trickle",  # every 64 kB of the body take some seconds
+    "wrong_date",  # the answer's Date is some seconds ahead
 ]
 _REFUSALS = {
     "internal_error": (b"500 Internal Server Error", b"InternalError"),
     "slow_down": (b"503 Service Unavailable", b"SlowDown"),
 }
-_BODY_KINDS = ("reset_in_body", "short_body", "flipped_bit", "stall")
-_PIECE = 256 << 10
+_BODY_KINDS = ("reset_in_body", "short_body", "flipped_bit", "stall", "trickle")
+_PIECE, _DROP = 256 << 10, 64 << 10
 
 
 @dataclass
@@ -130,7 +134,7 @@ class FaultProxy:
             probability: that a request is hit, drawn anew for each repetition of the same request.
             count: hit so many at most.
             method, path: hit only requests with this method, and with this text in their path.
-            seconds: how long ``delay`` and ``stall`` last.
+            seconds: how long ``delay``, ``stall`` and each part of ``trickle`` last; how wrong ``wrong_date`` is.
         """
         with self._lock:
             self._rules.append(_Rule(kind, probability, count, method, path, seconds))
@@ -206,7 +210,7 @@ class FaultProxy:
         if rule and kind == "delay":
             await asyncio.sleep(rule.seconds)
         answer = await _read_head(answers)
-        client.write(answer.raw)
+        client.write(_with_later_date(answer, rule.seconds) if rule and kind == "wrong_date" else answer.raw)
         bodiless = request.first[0] == "HEAD" or answer.first[1] in ("204", "304")
         if rule and kind in _BODY_KINDS and not bodiless:
             return await self._copy_faultily(rule, draw, answer.length, answers, client)
@@ -218,6 +222,12 @@ class FaultProxy:
     async def _copy_faultily(
         self, rule: _Rule, draw: int, length: int, answers: asyncio.StreamReader, client: asyncio.StreamWriter
     ) -> bool:
+        if rule.kind == "trickle":
+            for first in range(0, length, _DROP):
+                await asyncio.sleep(rule.seconds)
+                client.write(await answers.readexactly(min(_DROP, length - first)))
+                await client.drain()
+            return True
         cut = length // 2
         body = bytearray(await answers.readexactly(length))
         if rule.kind == "flipped_bit" and length:
@@ -267,6 +277,12 @@ def _reset(client: asyncio.StreamWriter) -> None:
     if connection is not None and connection.fileno() >= 0:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.transport.abort()
+
+
+def _with_later_date(head: _Head, seconds: float) -> bytes:
+    date = head.headers["date"]
+    later = format_datetime(parsedate_to_datetime(date) + timedelta(seconds=seconds), usegmt=True)
+    return head.raw.replace(date.encode(), later.encode())
 
 
 async def _read_head(reader: asyncio.StreamReader) -> _Head:
