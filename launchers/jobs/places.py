@@ -31,6 +31,11 @@ LabelValue = Annotated[str, _written(f"({_LABEL_NAME})?", "a label's value: up t
 MountPath = Annotated[str, _written(r"(/[A-Za-z0-9_][-A-Za-z0-9_.]*)+", "an absolute path such as /shared")]
 
 
+def _absolute(path: str) -> str:
+    """The same wherever it is read again."""
+    return str(Path(path).expanduser().absolute())
+
+
 class LocalPlace(Section):
     """This machine, one job after the other."""
 
@@ -62,7 +67,9 @@ class SlurmPlace(Section):
     python: str | None = Field(
         default=None, description="interpreter on the nodes with astroclip-dist; this one if unset"
     )
-    folder: str = Field(default="slurm", description="for logs and scripts, on the shared file system")
+    folder: Annotated[str, AfterValidator(_absolute)] = Field(
+        default="~/astroclip-jobs", description="for logs and scripts, on the shared file system", validate_default=True
+    )
 
 
 class VolumeClaim(Section):

@@ -1,1 +1,1 @@
-"""Slurm."""
+"""Slurm: sbatch and what runs in its jobs."""

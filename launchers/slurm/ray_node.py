@@ -1,0 +1,128 @@
+"""Ray on one node of a job, until it is ended; ``python -m launchers.slurm.ray_node ADDRESS`` on all nodes but the
+first."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+STARTED = "Ray runs on"
+_START_S = 180.0
+_END_S = 10.0
+# Each by chance, so that jobs of one user can share a node.
+_PORTS = (
+    *("--node-manager-port=0", "--object-manager-port=0", "--min-worker-port=0", "--max-worker-port=0"),
+    "--dashboard-agent-listen-port=0",
+)
+
+
+class RayNodeError(Exception):
+    """Ray cannot be started; the message is its own."""
+
+
+class RayNode:
+    """Ray's processes on this machine, while within.
+
+    Args:
+        settings: ``--head --port=N``, or ``--address=HOST:PORT``.
+        address: of this machine, for the other nodes.
+        slots: how many workers have room.
+        gpus: of this node.
+    """
+
+    def __init__(self, settings: list[str], address: str, slots: int, gpus: int) -> None:
+        # Not the job's folder: the path of a socket may have 107 characters.
+        self._folder = Path(f"/tmp/astroclip-{os.environ['SLURM_JOB_ID']}-{os.environ['SLURMD_NODENAME']}"[:50])
+        node = [f"--node-ip-address={address}", f"--num-cpus={slots}", f"--temp-dir={self._folder}"]
+        gpu = [f"--num-gpus={gpus}"] if gpus else []
+        start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+        self._command = [*start, *_PORTS, *node, *gpu, *settings]
+        self._process: subprocess.Popen[str] | None = None
+        self._lines: list[str] = []
+        self._news = threading.Condition()
+        self._ended = False
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            self._command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+        with self._news:
+            self._news.wait_for(lambda: self._runs or self._ended, _START_S)
+        if not self._runs:
+            self._end()
+            raise RayNodeError("Ray does not start:\n" + "".join(self._lines[-30:]))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def wait(self) -> int:
+        """Until Ray ends; its exit code."""
+        assert self._process is not None
+        return self._process.wait()
+
+    @property
+    def _runs(self) -> bool:
+        return any("Ray runtime started." in line for line in self._lines)
+
+    def _read(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            with self._news:
+                self._lines.append(line)
+                self._news.notify_all()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+
+    def _end(self) -> None:
+        assert self._process is not None
+        self._process.terminate()
+        try:
+            self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def address_towards(host: str) -> str:
+    """The address of this machine that a host of the same network sees. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))
+        return str(probe.getsockname()[0])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("address", metavar="HOST:PORT", help="of the head")
+    parser.add_argument("--slots", type=int, required=True)
+    parser.add_argument("--gpus", type=int, default=0)
+    options = parser.parse_args()
+    own = address_towards(options.address.rpartition(":")[0])
+    # The default action would leave Ray's processes and their folder behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        with RayNode([f"--address={options.address}"], own, options.slots, options.gpus) as node:
+            print(f"{STARTED} {os.environ['SLURMD_NODENAME']} ({own})", flush=True)
+            return node.wait()
+    except RayNodeError as error:
+        print(error, file=sys.stderr, flush=True)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
