@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote, urlsplit
@@ -105,6 +106,30 @@ class Tracking(Section):
     log_every: int = Field(default=10, gt=0, description="steps")
 
 
+def _ip_address(text: str) -> str:
+    return str(ip_address(text))
+
+
+class Metrics(Section):
+    """Where Prometheus finds the numbers of a run. Under Ray they go out with Ray's own, whatever is said here."""
+
+    port: int | None = Field(
+        default=None, ge=0, le=65535, description="of the first rank's /metrics, off if unset; 0: any free one"
+    )
+    address: Annotated[str, AfterValidator(_ip_address)] = Field(
+        default="127.0.0.1", description="of the interface to listen on; 0.0.0.0: all"
+    )
+    targets_folder: Annotated[str, AfterValidator(lambda path: str(Path(path).expanduser().resolve()))] | None = Field(
+        default=None, description="where Prometheus looks for endpoints (file_sd_configs); this run's is a file in it"
+    )
+
+    @model_validator(mode="after")
+    def _something_to_announce(self) -> Self:
+        if self.targets_folder is not None and self.port is None:
+            raise ConfigError("targets_folder", self.targets_folder, "Give metrics.port, too; 0 is any free one.")
+        return self
+
+
 class Health(Section):
     """When to give up."""
 
@@ -144,6 +169,7 @@ class RunConfig(Section):
     optimizer: Optimizer
     checkpoint: Checkpoint = Checkpoint()
     tracking: Tracking = Tracking()
+    metrics: Metrics = Metrics()
     health: Health = Health()
 
     @model_validator(mode="after")

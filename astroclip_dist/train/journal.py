@@ -15,28 +15,43 @@ from torch import Tensor
 from astroclip_dist.config import RunConfig
 from astroclip_dist.data.order import Cursor
 from astroclip_dist.data.quarantine import BadData
+from astroclip_dist.errors import UserError
+from astroclip_dist.parallel import phase
 from astroclip_dist.parallel.process_group import Ranks
 from astroclip_dist.store import Store, normalize_url
 from astroclip_dist.train.checkpoint import Progress, Saved
 from astroclip_dist.train.event_log import EventLog
+from astroclip_dist.train.failure import OtherRankError
+from astroclip_dist.train.monitor import Monitor
 from astroclip_dist.train.run_folder import RUN_FILE
 from astroclip_dist.train.throughput import device_peak, peak_memory
 from astroclip_dist.train.tracking import Tracker
 
 # To write down how it ended, where somebody waits for the process to leave: a launcher whose worker failed, or a
 # queue that wants its place. What MLflow does not get in this time waits in the run folder.
-_HURRIED_EVENTS_S, _HURRIED_TRACKING_S = 2.0, 4.0
+_HURRIED_EVENTS_S, _HURRIED_TRACKING_S, _HURRIED_PROGRESS_S = 2.0, 4.0, 2.0
+_LAST_PROGRESS_S = 10.0
 log = logging.getLogger(__name__)
 
 
 class Journal:
     """Progress, metrics and events of one process of a run; on all ranks but the first it does nothing."""
 
-    def __init__(self, config: RunConfig, store: Store, ranks: Ranks, total_steps: int, flops: float) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        store: Store,
+        ranks: Ranks,
+        total_steps: int,
+        flops: float,
+        quarantine_budget: int = 0,
+    ) -> None:
         """
         Args:
             flops: of a sample's forward and backward, as executed (``models.flops``).
+            quarantine_budget: samples that may be put aside over the whole run.
         """
+        self._quarantine_budget = quarantine_budget
         self._config, self._store, self._ranks, self._total_steps = config, store, ranks, total_steps
         self._flops, self._peak = flops, device_peak(ranks.device, config.engine.precision)
         self._began = time.perf_counter()
@@ -52,6 +67,9 @@ class Journal:
             self._tracker = Tracker.open(
                 self._store, self._config.tracking_uri(), self._config.tracking.experiment, name
             )
+            self._monitor = Monitor(
+                self._config, self._store, self._ranks.world_size, self._total_steps, self._quarantine_budget
+            )
         return self
 
     def __exit__(
@@ -61,7 +79,13 @@ class Journal:
             return
         if error is not None:
             self._status = "FAILED"
-            self._events.write("failed", error=str(error)[:1000])
+            self._events.write("failed", error=str(error)[:1000], phase=phase.current().name)
+        # An error that only the user can mend was shown to him; after any other a restart is due.
+        mine_to_mend = isinstance(error, UserError) or (isinstance(error, OtherRankError) and error.cause is not None)
+        self._monitor.close(
+            over=error is None or mine_to_mend,
+            deadline_s=_LAST_PROGRESS_S if self._status == "FINISHED" else _HURRIED_PROGRESS_S,
+        )
         if self._status == "FINISHED":
             self._events.close()
             self._tracker.close(self._status)
@@ -78,6 +102,9 @@ class Journal:
             self._tracker.log_params(self._config.model_dump(mode="json"))
             self._tracker.log_artifact(RUN_FILE, self._store.read(RUN_FILE))
             self._tracker.set_tags({"run_folder": self._store.url})
+            self._monitor.started(progress, steps_per_epoch)
+            if self._monitor.failure:
+                self._events.write("unwatched", error=self._monitor.failure)
             log.info(
                 "%s at step %d of %d (%d an epoch), %d ranks",
                 event,
@@ -92,6 +119,8 @@ class Journal:
         self._waited_s += waited_s
         self._took_s += took_s
         self._steps += 1
+        if self._ranks.is_first:
+            self._monitor.step(progress, terms, waited_s, took_s)
         every = self._config.tracking.log_every
         if not self._ranks.is_first or (progress.step % every and progress.step != self._total_steps):
             return
@@ -105,6 +134,7 @@ class Journal:
             values["mfu"] = values["flops_per_second"] / self._peak
         values["epoch"] = progress.cursor.epoch
         values["skipped_steps"] = progress.skipped_steps
+        self._monitor.logged(values)
         self._tracker.log_metrics(progress.step, {k: v for k, v in values.items() if math.isfinite(v)})
         rate = (progress.step - self._first_step) / (time.perf_counter() - self._began)
         log.info(
@@ -142,6 +172,7 @@ class Journal:
             rank_losses: of each rank's part of the batch.
         """
         if self._ranks.is_first:
+            self._monitor.skipped(kind)
             log.warning(
                 "step %d skipped (%s): loss %s, gradient norm %s; samples that are not finite: %s",
                 progress.step,
@@ -181,6 +212,7 @@ class Journal:
     def saved(self, saved: Saved) -> None:
         """A complete checkpoint."""
         if self._ranks.is_first:
+            self._monitor.saved(saved.progress)
             self._events.write("saved", step=saved.progress.step, checkpoint=saved.name)
 
     def preempted(self, progress: Progress, reason: str) -> None:

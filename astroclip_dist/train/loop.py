@@ -124,7 +124,9 @@ class _Training:
         progress = restore(self.store, self.engine, self.objective.state()) or Progress()
         # Failing together within the journal, too: it is to write down the first rank's error.
         with (
-            Journal(self.config, self.store, self.ranks, self.steps.total, self.flops) as journal,
+            Journal(
+                self.config, self.store, self.ranks, self.steps.total, self.flops, self.quarantine.budget
+            ) as journal,
             failing_together(self.ranks),
         ):
             journal.started(progress, self.order.steps_per_epoch)

@@ -27,7 +27,7 @@ class RunQuarantine:
     """
 
     def __init__(self, run: Store, ranks: Ranks, budget: int) -> None:
-        self._run, self._ranks, self._budget = run, ranks, budget
+        self._run, self._ranks, self.budget = run, ranks, budget
         try:
             self.local = Quarantine.decode(run.read(QUARANTINE_FILE))
             self._told = Quarantine.decode(self.local.encode())
@@ -64,10 +64,10 @@ class RunQuarantine:
             self._run.put(QUARANTINE_FILE, self._told.encode())
             for bad in new:
                 log.warning("quarantined, %d samples in all: %s", self.samples, bad.why)
-        if self.samples > self._budget:
+        if self.samples > self.budget:
             raise DataError(
                 "health.quarantine_budget",
-                f"{self.samples} samples cannot be read; {self._budget} are allowed; the last: {new[-1].why}",
+                f"{self.samples} samples cannot be read; {self.budget} are allowed; the last: {new[-1].why}",
                 f"{self._run.locate(QUARANTINE_FILE)} lists them. Repair the dataset (astroclip shards repair), remove "
                 "that file, and start again.",
             )

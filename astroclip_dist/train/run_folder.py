@@ -18,9 +18,13 @@ from astroclip_dist.train.event_log import EVENTS_FILE, read_events
 
 RUN_FILE = "run.yaml"
 TRACKING_FILE = "tracking.json"
+PROGRESS_FILE = "progress.json"
 SPOOL_FOLDER = "tracking"
 # What may differ when a run goes on: where it runs and how it is watched, not what it computes.
-_MAY_CHANGE = ("workers", "min_workers", "launcher", "device", "engine", "reading", "checkpoint", "tracking", "health")
+_MAY_CHANGE = (
+    *("workers", "min_workers", "launcher", "device", "engine", "reading", "checkpoint", "tracking", "health"),
+    "metrics",
+)
 
 
 def register(store: Store, config: RunConfig) -> bool:

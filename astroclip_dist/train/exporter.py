@@ -1,0 +1,111 @@
+"""The metrics of a run over HTTP, from its first rank, and the file that tells Prometheus where that is."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import socket
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from astroclip_dist.config.run import Metrics
+from astroclip_dist.errors import ConfigError
+from astroclip_dist.train.metrics import METRICS, RUN_LABEL, RunMetrics
+
+Family = CounterMetricFamily | GaugeMetricFamily
+
+
+class HttpExporter:
+    """Answers ``GET /metrics`` in threads of its own; nothing is computed but when somebody asks.
+
+    Raises:
+        ConfigError: the port cannot be had, or the folder of targets cannot be written.
+    """
+
+    def __init__(self, metrics: RunMetrics, config: Metrics) -> None:
+        assert config.port is not None
+        registry = CollectorRegistry()
+        registry.register(_Values(metrics))
+        self._server: WSGIServer
+        try:
+            self._server, self._thread = start_http_server(config.port, config.address, registry)
+        except OSError as error:
+            raise ConfigError(
+                "metrics.port",
+                f"{config.address}:{config.port}",
+                f"It cannot be listened on ({error.strerror}): choose another, or 0 for any free one.",
+            ) from error
+        self.port: int = self._server.server_port
+        self.url = f"http://{_reachable(config.address)}:{self.port}/metrics"
+        self._target: Path | None = None
+        if config.targets_folder is not None:
+            try:
+                self._target = self._announce(metrics.run, config.address, Path(config.targets_folder))
+            except OSError as error:
+                self.close(over=False)
+                raise ConfigError("metrics.targets_folder", config.targets_folder, f"{error.strerror}.") from error
+
+    def close(self, *, over: bool) -> None:
+        """Answer no more.
+
+        Args:
+            over: the run has ended with a word. Else its target stays, and Prometheus sees that nobody answers there.
+        """
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+        if over and self._target is not None and self._announced == _text(self._target):
+            self._target.unlink(missing_ok=True)
+
+    def _announce(self, run: str, address: str, folder: Path) -> Path:
+        """One file a run, which another attempt on another node replaces."""
+        self._announced = json.dumps([{"targets": [f"{_reachable(address)}:{self.port}"], "labels": {RUN_LABEL: run}}])
+        name = f"{run.rsplit('/', 1)[-1]}-{hashlib.sha256(run.encode()).hexdigest()[:8]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        # Of another ending than .json, which Prometheus would read.
+        aside = folder / f"{name}.{socket.gethostname()}-{self.port}.new"
+        aside.write_text(self._announced)
+        return aside.replace(folder / f"{name}.json")
+
+
+class _Values(Collector):
+    def __init__(self, metrics: RunMetrics) -> None:
+        self._metrics = metrics
+
+    def describe(self) -> Iterable[Family]:
+        return ()
+
+    def collect(self) -> Iterator[Family]:
+        for name, values in groupby(self._metrics.read(), lambda value: value.metric.name):
+            metric = METRICS[name]
+            labels = (RUN_LABEL, *metric.labels)
+            family: Family
+            if metric.kind == "counter":
+                family = CounterMetricFamily(name, metric.help, labels=labels)
+            else:
+                family = GaugeMetricFamily(name, metric.help, labels=labels)
+            for value in values:
+                family.add_metric((self._metrics.run, *value.labels), value.value)
+            yield family
+
+
+def _reachable(address: str) -> str:
+    """By which Prometheus reaches what listens on an address: this machine's name, where it listens on all."""
+    ip = ipaddress.ip_address(address)
+    if ip.is_unspecified:
+        return socket.gethostname()
+    return f"[{ip}]" if ip.version == 6 else str(ip)
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return None
