@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from astroclip_dist.config import RunConfig
-from astroclip_dist.data.dataset import Dataset
-from astroclip_dist.data.mixture import order_of
 from astroclip_dist.errors import ConfigError
-from astroclip_dist.store import Store
-from astroclip_dist.train.holding import hold, stop_at_once
-from astroclip_dist.train.run_folder import is_finished, register, withdraw
+
+if TYPE_CHECKING:
+    from astroclip_dist.config import RunConfig
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +37,14 @@ def launch(config: RunConfig) -> int:
         HeldError: another process runs this run.
         UserError: configuration, data or storage.
     """
+    # Imported here: the processes that keep watch over this machine's jobs import this package, one a job, and stay
+    # small.
+    from astroclip_dist.data.dataset import Dataset
+    from astroclip_dist.data.mixture import order_of
+    from astroclip_dist.store import Store
+    from astroclip_dist.train.holding import hold, stop_at_once
+    from astroclip_dist.train.run_folder import is_finished, register, withdraw
+
     dataset = Dataset.open(config.data_urls, ["train"], config.data_weights)
     batch = config.batch
     order_of(
