@@ -37,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     from astroclip_dist.doctor.command import add_parser as add_doctor
     from astroclip_dist.embed.command import add_parser as add_embed
     from astroclip_dist.evaluate.command import add_parser as add_evaluate
+    from astroclip_dist.plan.command import add_parser as add_plan
     from astroclip_dist.runs.command import add_parser as add_runs
     from launchers.jobs.command import add_parser as add_jobs
     from shards.command import add_parser as add_shards
@@ -47,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     add_doctor(commands)
     add_shards(commands)
     _add_config(commands)
+    add_plan(commands)
     _add_train(commands)
     add_jobs(commands)
     add_runs(commands)
