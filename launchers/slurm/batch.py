@@ -89,7 +89,10 @@ class Batch:
             _say(f"the command {how}; cannot be queued again: {error}")
 
     def _received(self, number: int, frame: FrameType | None) -> None:
-        self._told = self._told or signal.Signals(number).name
+        name = signal.Signals(number).name
+        self._told = self._told or name
+        # print() may be what was interrupted.
+        os.write(1, f"--- job {self._job}: {name}: the command is asked to leave\n".encode())
         if self._command is not None:
             self._command.send_signal(signal.SIGTERM)
 

@@ -50,7 +50,7 @@ class SlurmQueue:
         job = tasks[0].job
         if adopted := self._submitted_before(tasks, attempt):
             return adopted
-        script = script_of(tasks, self._place, attempt, self._still_needed(after))
+        script = script_of(tasks, self._place, attempt, after)
         environment = _environment(job)
         path = Path(self._place.folder) / job.name / f"attempt-{attempt}.sh"
         try:
@@ -150,16 +150,6 @@ class SlurmQueue:
                 f"that one (scancel {left[0].job_id}).",
             )
         return _ids(left[0].job_id.partition("_")[0], tasks)
-
-    def _still_needed(self, after: Sequence[str]) -> list[str]:
-        """Slurm forgets jobs minutes after their end: one that has succeeded is not to be waited for."""
-        needed = []
-        for job_id, status in self.statuses(after).items():
-            if status.state in (JobState.FAILED, JobState.CANCELLED):
-                raise ConfigError("after", job_id, f"That job is {status.state}: submit it again first.")
-            if status.state is not JobState.SUCCEEDED:
-                needed.append(job_id)
-        return needed
 
 
 def _ids(job: str, tasks: Sequence[Task]) -> tuple[str, ...]:

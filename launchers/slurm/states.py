@@ -45,7 +45,7 @@ _WAITS = {
     "Resources": "no free nodes",
     "Dependency": "waits for the jobs before it",
     "BeginTime": "waits a while after it was queued again",
-    "JobHeldUser": "held: it was handed over and not released; submit it again",
+    "JobHeldUser": "held",
     "JobHeldAdmin": "held by an administrator",
     "JobArrayTaskLimit": "as many of the sweep run as may run at once",
     "PartitionTimeLimit": "its time limit is above the partition's",
