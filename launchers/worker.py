@@ -19,11 +19,7 @@ from astroclip_dist.config import RunConfig
 from astroclip_dist.errors import UserError
 from astroclip_dist.train.failure import OtherRankError
 from astroclip_dist.train.preemption import Notice
-
-# A crash that a restart may cure, told apart from an error of the user's (1, 2), which it cannot.
-CRASHED = 70
-# The state is saved: whoever asked the process to leave is to queue the job again.
-PREEMPTED = 75
+from launchers.exit_codes import CRASHED, PREEMPTED
 
 log = logging.getLogger("astroclip")
 

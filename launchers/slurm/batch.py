@@ -20,9 +20,9 @@ from pathlib import Path
 from types import FrameType
 
 from astroclip_dist.errors import UserError
+from launchers.exit_codes import CRASHED, PREEMPTED
 from launchers.slurm.commands import RefusedError, job_details, run
 from launchers.slurm.ray_nodes import RayNodes
-from launchers.worker import CRASHED, PREEMPTED
 
 _SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
