@@ -1,4 +1,4 @@
-"""Exit codes of ``astroclip train`` and of its workers beyond 0, 1 and 2; apart, so that who reads them needs no torch."""
+"""Exit codes of ``astroclip train`` and its workers beyond 0, 1, 2; apart, so that to read them takes no torch."""
 
 from __future__ import annotations
 
