@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -42,11 +43,12 @@ class LocalQueue:
         texts = []
         for task in tasks:
             job = self._job(task, after, place=0)
-            values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(job).items()}
-            values["priority"] = job.priority.name.lower()
-            # Known when it is submitted.
-            del values["place"], values["submitted"]
-            texts.append(yaml.dump(values, Dumper=_BlockDumper, sort_keys=False))
+            values = {"name": job.name, "command": shlex.join(["astroclip", *job.arguments]), **asdict(job)}
+            values |= {"after": list(job.after), "secrets": list(job.secrets), "priority": job.priority.name.lower()}
+            # The first says the same as ``command``; the others are known when it is submitted.
+            for key in ("arguments", "place", "submitted"):
+                del values[key]
+            texts.append(yaml.dump(values, Dumper=_BlockDumper, sort_keys=False, width=120))
         return "---\n".join(texts)
 
     def check(self, tasks: Sequence[Task]) -> None:
