@@ -14,6 +14,7 @@ import time
 
 from astroclip_dist.errors import UserError
 from launchers.leaving import LeaveSignals
+from launchers.ray.restarts import note_restarts
 from launchers.ray.secret_names import require_secrets
 from launchers.worker import CRASHED, PREEMPTED
 
@@ -55,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
                 return code if code > 0 else 128 - code
             restarts += 1
             _say(f"{_in_words(code)}: restart {restarts} of {options.max_restarts}")
+            _count(restarts)
             time.sleep(_PAUSE_S)
 
 
@@ -87,6 +89,13 @@ def _run(command: list[str], time_limit: float | None, stop_within: float, signa
         if child.poll() is None:
             child.kill()
             child.wait()
+
+
+def _count(restarts: int) -> None:
+    try:
+        note_restarts(restarts)
+    except Exception as error:  # whatever another version of Ray raises: the training goes on without the count
+        _say(f"Ray was not told that this is restart {restarts}: {error}")
 
 
 def _in_words(code: int) -> str:

@@ -10,12 +10,14 @@ from typing import Any
 
 from astroclip_dist.errors import ConfigError
 from launchers.jobs.task import Task
+from launchers.ray.restarts import RESTARTS
 from launchers.ray.secret_names import SECRETS_VARIABLE
 
 # Seconds beyond the deadline of a save: for the step that is under way, and for the records of the run.
 _LEAVE_MARGIN = 30
 # What Ray, which expands the values of variables on the nodes, would replace.
 _EXPANDED = re.compile(r"\$(\w|\{)")
+MAX_RESTARTS = "max_restarts"
 STOP_WAIT_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
 
 
@@ -54,7 +56,13 @@ def request_of(task: Task, attempt: int) -> dict[str, Any]:
         "submission_id": submission_id(task.name, attempt),
         "entrypoint": entrypoint,
         "runtime_env": {"env_vars": variables},
-        "metadata": {"name": task.name, "digest": task.digest, "attempt": str(attempt), "restarts": "0"},
+        "metadata": {
+            "name": task.name,
+            "digest": task.digest,
+            "attempt": str(attempt),
+            RESTARTS: "0",
+            MAX_RESTARTS: str(job.max_restarts),
+        },
         **(_room_of(task) if task.config is None else {}),
     }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import secrets
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -13,16 +15,19 @@ from launchers.jobs.places import RayPlace
 from launchers.jobs.status import JobState, JobStatus
 from launchers.jobs.task import Task
 from launchers.ray.job_client import OVER, JobInfo, RayJobsClient
-from launchers.ray.job_request import STOP_WAIT_VARIABLE, request_of, submission_id
+from launchers.ray.job_request import MAX_RESTARTS, STOP_WAIT_VARIABLE, request_of, submission_id
+from launchers.ray.restarts import RESTARTS
 from launchers.ray.room import check_room, check_version
 
 _POLL_S = 0.5
 # Beyond what a job has to save: for Ray to end its processes and to write that down.
 _STOP_MARGIN_S = 30.0
+# A job that waits for no room has started by then.
+_START_S = 20.0
 # Ray's own, where the job does not say.
 _STOP_WAIT_S = 3.0
-# How long Ray may keep the name of a job's actor after the job is over.
-_AGAIN_S = 30.0
+# For a job that only sends a signal, on a busy machine.
+_ASK_S = 90.0
 
 
 class RayQueue:
@@ -108,29 +113,38 @@ class RayQueue:
             StorageError: it is still there when its time to save is over.
         """
         job = self._client.job(job_id)
-        if job is not None and job["status"] not in OVER:
-            self._stop(job)
+        if job is None or job["status"] in OVER:
+            return
+        self._client.stop(job_id)
+        variables = (job.get("runtime_env") or {}).get("env_vars") or {}
+        running = job["status"] == "RUNNING"
+        patience = float(variables.get(STOP_WAIT_VARIABLE, _STOP_WAIT_S)) + _STOP_MARGIN_S if running else _START_S
+        left = self._when_over(job_id, patience)
+        if left["status"] == "RUNNING":
+            raise StorageError("name", job_id, f"It was told to end, and still runs after {patience:g} s: see its log.")
 
     def requeue(self, job_id: str) -> None:
-        """Stop a job, which saves, and post it again under its id, with the log going on."""
+        """Ask a training to save and leave; its job starts it again, under the same id.
+
+        Raises:
+            ConfigError: it does not run, or may not be started again.
+        """
         job = self._known(job_id)
         if job["status"] != "RUNNING":
-            raise ConfigError("name", job_id, f"It does not run (Ray: {job['status']}): submit it.")
-        self._stop(job)
-        again = {key: value for key in _REQUEST if (value := job.get(key)) is not None}
-        restarts = int(job["metadata"].get("restarts", "0")) + 1
-        again["metadata"] = {**job["metadata"], "restarts": str(restarts)}
-        deadline = time.monotonic() + _AGAIN_S
-        while True:
-            self._client.delete(job_id)
-            self._client.submit(again)
-            started = self._known(job_id)
-            if started["error_type"] != _NOT_STARTED:
-                return
-            # The actor of the job's last start is about to go; it still has the name.
-            if time.monotonic() > deadline:
-                raise StorageError("launcher.address", self._address, f"Ray does not start it: {_last_line(started)}")
-            time.sleep(_POLL_S)
+            raise ConfigError("name", job_id, f"It does not run (Ray: {job['status']}): submit it again.")
+        most = int(job["metadata"].get(MAX_RESTARTS, "0"))
+        if int(job["metadata"].get(RESTARTS, "0")) >= most:
+            raise ConfigError("max_restarts", most, "It was started again so often: cancel it, and submit it again.")
+        asking = f"{job_id}-requeue-{secrets.token_hex(4)}"
+        entrypoint = "exec " + shlex.join(["python", "-m", "launchers.ray.requeue", job_id])
+        self._client.submit({"submission_id": asking, "entrypoint": entrypoint})
+        asked = self._when_over(asking, _ASK_S)
+        if asked["status"] not in OVER:
+            self._client.stop(asking)
+            raise StorageError("launcher.address", self._address, f"Ray did not start {asking} within {_ASK_S:g} s.")
+        self._client.delete(asking)
+        if asked["status"] != "SUCCEEDED":
+            raise ConfigError("name", job_id, f"It was not asked to leave ({_last_line(asked)}): try again.")
 
     def _post(self, request: dict[str, Any]) -> bool:
         """Whether the job is new; the same that is there already is left alone."""
@@ -149,17 +163,12 @@ class RayQueue:
             return False
         return True
 
-    def _stop(self, job: JobInfo) -> None:
-        job_id = job["submission_id"]
-        self._client.stop(job_id)
-        variables = (job.get("runtime_env") or {}).get("env_vars") or {}
-        deadline = time.monotonic() + float(variables.get(STOP_WAIT_VARIABLE, _STOP_WAIT_S)) + _STOP_MARGIN_S
-        while (now := self._client.job(job_id)) is not None and now["status"] not in OVER:
-            if now["status"] == "PENDING":
-                return
-            if time.monotonic() > deadline:
-                raise StorageError("name", job_id, "It was told to stop, and is still there: look at its log.")
+    def _when_over(self, job_id: str, patience_s: float) -> JobInfo:
+        """The job when it is over, or as it is then."""
+        deadline = time.monotonic() + patience_s
+        while (job := self._known(job_id))["status"] not in OVER and time.monotonic() < deadline:
             time.sleep(_POLL_S)
+        return job
 
     def _known(self, job_id: str) -> JobInfo:
         job = self._client.job(job_id)
@@ -180,23 +189,10 @@ class RayQueue:
         return {job_id: tuple(sorted(nodes)) for job_id, nodes in found.items()}
 
 
-_REQUEST = (
-    "submission_id",
-    "entrypoint",
-    "runtime_env",
-    "entrypoint_num_cpus",
-    "entrypoint_num_gpus",
-    "entrypoint_memory",
-)
-_NOT_STARTED = "JOB_SUPERVISOR_ACTOR_START_FAILURE"
-
-
 def status_of(job: JobInfo, nodes: Sequence[str] = ()) -> JobStatus:
     """What Ray tells of a job, in the words of all engines."""
-    restarts = int((job.get("metadata") or {}).get("restarts", "0"))
     state, reason = _STATES[job["status"]], None
     if state is JobState.PENDING:
-        state = JobState.REQUEUED if restarts else state
         reason = f"PENDING: {job['message']}"
     elif state is JobState.CANCELLED:
         reason = "STOPPED: it was told to end"
@@ -207,11 +203,11 @@ def status_of(job: JobInfo, nodes: Sequence[str] = ()) -> JobStatus:
     return JobStatus(
         state,
         reason,
-        restarts=restarts,
+        restarts=int((job.get("metadata") or {}).get(RESTARTS, "0")),
         nodes=tuple(nodes),
         submitted=started,
         # Ray notes one time: of the request, which it starts at once where there is room.
-        started=None if state in (JobState.PENDING, JobState.REQUEUED) else started,
+        started=None if state is JobState.PENDING else started,
         ended=_utc(job["end_time"]),
     )
 
