@@ -19,6 +19,7 @@ With ``--auth`` nobody does anything without a login. The first start makes thre
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
 import urllib.error
@@ -78,6 +79,11 @@ def start(server: ServerProcess, port: int, artifacts: str | None, auth: bool) -
     if "AWS_ENDPOINT_URL" in os.environ:
         environment["MLFLOW_S3_ENDPOINT_URL"] = os.environ["AWS_ENDPOINT_URL"]
     logins = Logins(server.folder)
+    # MLflow itself would start without them, and fail at the first artifact, or at the first login.
+    if artifacts and artifacts.startswith("s3://"):
+        _require("boto3", "artifacts in S3")
+    if auth or logins.exist:
+        _require("flask_wtf", "logins")
     if auth and not logins.exist:
         logins.make()
     app = []
@@ -102,6 +108,11 @@ def start(server: ServerProcess, port: int, artifacts: str | None, auth: bool) -
             server.stop()
             raise
     return uri
+
+
+def _require(package: str, what: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ServerError(f"{what} need the package {package}: pip install -c constraints.txt 'astroclip-dist[server]'")
 
 
 def _database(folder: Path) -> str:

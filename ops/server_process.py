@@ -86,7 +86,7 @@ class ServerProcess:
         """
         if self.process():
             raise ServerError(f"{self.name} runs already in {self.folder}: stop it first")
-        with self.log.open("ab") as log:
+        with os.fdopen(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
             child = subprocess.Popen(
                 command,
                 cwd=self.folder,

@@ -169,8 +169,7 @@ class Tracker:
 
     def _check_refused(self) -> None:
         if self._refused is not None:
-            why = mask(str(self._refused)).splitlines()[0][:300]
-            raise ConfigError("tracking_uri", mask(self._where[1]), f"It cannot be used: {why}")
+            raise _in_words(self._refused, self._where[1])
 
     def _add(self, records: list[Record]) -> None:
         with self._lock:
@@ -258,9 +257,9 @@ def send_unsent(store: Store, tracking_uri: str, experiment: str, run_name: str)
     except UserError:
         raise
     except Exception as error:
-        why = mask(str(error)).splitlines()[0][:300]
         if _is_refusal(error):
-            raise ConfigError("tracking.uri", mask(tracking_uri), f"It cannot be used: {why}") from error
+            raise _in_words(error, tracking_uri) from error
+        why = mask(str(error)).splitlines()[0][:300]
         raise StorageError(
             "tracking.uri", mask(tracking_uri), f"{len(spool)} of {unsent} batches stay: MLflow is away ({why})"
         ) from error
@@ -279,6 +278,18 @@ def _is_refusal(error: Exception) -> bool:
     if isinstance(error, MlflowException):
         return error.error_code in REFUSALS
     return not isinstance(error, StorageError)
+
+
+def _in_words(refusal: Exception, tracking_uri: str) -> ConfigError:
+    code = getattr(refusal, "error_code", None)
+    if code == "UNAUTHENTICATED":
+        mend = "MLflow refuses the login: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+    elif code == "PERMISSION_DENIED":
+        user = os.environ.get("MLFLOW_TRACKING_USERNAME", "whose login this is")
+        mend = f"MLflow says that {user} may not write there: use another login, or another tracking.experiment."
+    else:
+        mend = f"It cannot be used: {mask(str(refusal)).splitlines()[0][:300]}"
+    return ConfigError("tracking.uri", mask(tracking_uri), mend)
 
 
 def _send_spool(run: MlflowRun, spool: Spool) -> None:
