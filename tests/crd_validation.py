@@ -99,8 +99,16 @@ def _walk(schema: Schema, value: Any, at: str) -> Iterator[str]:
         yield from _list_problems(schema, value, at)
     for rule in schema.get("x-kubernetes-validations", ()):
         # Rules on changes are not asked when an object is created.
-        if "oldSelf" not in rule["rule"] and cel.evaluate(rule["rule"], {"self": value}) is not True:
+        if "oldSelf" not in rule["rule"] and not _holds(rule["rule"], value):
             yield f"{at}: {rule.get('message', rule['rule'])}"
+
+
+def _holds(rule: str, value: Any) -> bool:
+    try:
+        return cel.evaluate(rule, {"self": value}) is True
+    except (KeyError, ValueError, TypeError, RuntimeError):
+        # A field that the rule reads is not there: an API server refuses that, too.
+        return False
 
 
 def _value_problems(schema: Schema, value: Any, at: str) -> Iterator[str]:

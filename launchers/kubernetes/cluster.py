@@ -44,10 +44,11 @@ class Cluster:
         self._place, self._context = place, place.context or "the current one"
         settings = client.Configuration()
         try:
-            if place.context is None and "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
+            file = os.environ.get("KUBECONFIG")
+            if place.context is None and file is None and "KUBERNETES_SERVICE_HOST" in os.environ:
                 config.load_incluster_config(client_configuration=settings)
             else:
-                config.load_kube_config(context=place.context, client_configuration=settings)
+                config.load_kube_config(file, context=place.context, client_configuration=settings)
         except config.ConfigException as error:
             mend = f"No cluster is known by it, see kubectl config get-contexts: {error}"
             raise ConfigError("launcher.context", self._context, mend) from error
