@@ -37,6 +37,12 @@ def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 
 
+def _dashboard(address: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/@?#]+/?", address):
+        raise ValueError("give the dashboard of the cluster, which has the jobs API, without a login: http://HEAD:8265")
+    return address.rstrip("/")
+
+
 class LocalPlace(Section):
     """This machine, one job after the other."""
 
@@ -50,9 +56,7 @@ class RayPlace(Section):
     """
 
     name: Literal["ray"] = "ray"
-    address: str = Field(
-        pattern=r"^https?://[^\s/@?#]+/?$", description="of its dashboard: http://HEAD:8265, the port with the jobs API"
-    )
+    address: Annotated[str, AfterValidator(_dashboard)] = Field(description="of its dashboard: http://HEAD:8265")
 
 
 class SlurmPlace(Section):

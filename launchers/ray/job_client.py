@@ -36,7 +36,7 @@ class RayJobsClient:
     """
 
     def __init__(self, address: str) -> None:
-        self._address = address.rstrip("/")
+        self._address = address
         self._token: Token | None = cluster_token()
         # Nothing is followed to another address: the token would go there, too.
         self._opener = urllib.request.build_opener(_NoRedirect())

@@ -52,7 +52,7 @@ class RayQueue:
     def render(self, tasks: Sequence[Task], after: Sequence[str] = ()) -> str:
         """The requests of a first attempt."""
         _refuse_order(after)
-        posts = [f"POST {self._address.rstrip('/')}/api/jobs/\n{_indented(request_of(task, 0))}" for task in tasks]
+        posts = [f"POST {self._address}/api/jobs/\n{_indented(request_of(task, 0))}" for task in tasks]
         return "\n".join(posts)
 
     def check(self, tasks: Sequence[Task]) -> None:
