@@ -95,7 +95,11 @@ class Supervisor:
             self._end(JobState.CANCELLED, "cancelled")
             return
         self._folder.forget("requeue")
-        command = self._start(turn)
+        try:
+            command = self._start(turn)
+        except OSError as error:
+            self._end(JobState.FAILED, f"its command cannot be started: {error}")
+            return
         self._write(pid=command.pid)
         self._judge(*self._watch(command))
 

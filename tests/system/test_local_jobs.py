@@ -118,13 +118,13 @@ def mentioning(folder: Path) -> list[list[str]]:
 def test_one_at_a_time_by_priority_then_in_order(jobs: Jobs) -> None:
     jobs.submit("first")
     jobs.wait_for("first", JobState.RUNNING)
-    for name, priority in (("low", "low"), ("second", None), ("third", "normal")):
+    for name, priority in (("low", "low"), ("second", None)):
         jobs.submit(name, priority=priority)
-    assert jobs.states("low", "second", "third") == [JobState.PENDING] * 3
+    assert jobs.states("low", "second") == [JobState.PENDING] * 2
     assert jobs.status("second").reason == "waits for its turn"
-    for name in ("first", "second", "third", "low"):
+    for name in ("first", "second", "low"):
         jobs.wait_for(name, JobState.RUNNING)
-        assert jobs.states("first", "second", "third", "low").count(JobState.RUNNING) == 1
+        assert jobs.states("first", "second", "low").count(JobState.RUNNING) == 1
         jobs.end(name)
         ended = jobs.wait_for(name, JobState.SUCCEEDED)
         assert ended.started is not None
@@ -180,6 +180,16 @@ def test_cancel_is_final_running_or_waiting(jobs: Jobs) -> None:
     until(lambda: mentioning(jobs.folder), lambda left: not left)
     assert jobs.states("runs", "waits") == [JobState.CANCELLED] * 2
     assert jobs.desk.cancel("runs").status.state is JobState.CANCELLED
+
+
+def test_who_does_not_leave_in_time_is_ended(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launchers.local.queue._GRACE_OF_COMMANDS_S", 0.5)
+    jobs.submit("deaf")
+    command = jobs.command("deaf")
+    command.suspend()
+    jobs.desk.cancel("deaf")
+    until(lambda: jobs.states("deaf"), lambda states: states == [JobState.CANCELLED])
+    assert not command.is_running()
 
 
 def test_a_crash_is_restarted_and_the_log_followed_to_the_end(jobs: Jobs) -> None:
