@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from astroclip_dist.doctor.context import Context
 from astroclip_dist.doctor.findings import Finding, fine, problem
 from astroclip_dist.doctor.outcome import ask
+from astroclip_dist.runs.wording import many
 
 _CONNECT_S, _ANSWER_S = 4.0, 30.0
 # In a process of its own: Ray ends the process, or waits for long, where a cluster refuses it.
@@ -43,7 +44,7 @@ def check_ray(context: Context) -> list[Finding]:
 def _cluster(address: str) -> Finding:
     answers, said = ask([sys.executable, "-c", _QUESTION, address], _ANSWER_S)
     if answers:
-        return fine(f"Ray at {address} lets us in: {said.splitlines()[-1]} nodes", usable=True)
+        return fine(f"Ray at {address} lets us in: {many(int(said.splitlines()[-1]), 'node')}", usable=True)
     mend = (
         "Use the cluster's token (RAY_AUTH_MODE=token with RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token) and its version"
         " of Ray."

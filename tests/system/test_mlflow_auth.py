@@ -99,7 +99,7 @@ def test_a_training_tracks_with_its_login_and_no_secret_is_written(
     code, output = run_command(config, f"run={tmp_path}/other", environment=server.login("reader"))
     assert code == 2, output
     assert "may not" in output
-    assert not (tmp_path / "other").exists()
+    assert Store(tmp_path / "other").list() == []
 
 
 def test_a_wrong_login_is_refused_before_anything_starts(server: GuardedServer, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_wrong_login_is_refused_before_anything_starts(server: GuardedServer, 
     assert "MLFLOW_TRACKING_PASSWORD" in output
     assert "not-the-password" not in output
     assert not re.search(r"step \d", output)
-    assert not (tmp_path / "run").exists()
+    assert Store(tmp_path / "run").list() == []
 
 
 def test_the_doctor_sees_whether_the_login_is_right(server: GuardedServer, monkeypatch: pytest.MonkeyPatch) -> None:
