@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 
 def add_parser(subparsers: Any) -> None:
@@ -79,7 +79,7 @@ def _again(args: argparse.Namespace) -> list[str]:
 
 
 def _print_request(text: str, as_json: bool) -> int:
-    print(json.dumps({"request": text}) if as_json else text)
+    print(json.dumps({"request": text}) if as_json else text.rstrip("\n"))
     return 0
 
 
@@ -137,32 +137,33 @@ def _logs(args: argparse.Namespace) -> int:
 
 
 def _cancel(args: argparse.Namespace) -> int:
-    return _each(args.names, "cancel")
+    desk = _desk()
+    return _each(desk, args.names, desk.cancel)
 
 
 def _requeue(args: argparse.Namespace) -> int:
-    return _each([args.name], "requeue")
+    desk = _desk()
+    return _each(desk, [args.name], desk.requeue)
 
 
-def _each(given: list[str], change: Literal["cancel", "requeue"]) -> int:
-    """Change every job, whatever becomes of the others; the exit code of the worst."""
+def _each(desk: Any, given: list[str], change: Callable[[str], Any]) -> int:
+    """Change all jobs that are meant, whatever becomes of the others; the exit code of the worst."""
     from astroclip_dist.errors import UserError
 
-    desk = _desk()
-    todo = list(dict.fromkeys(given))
     worst = 0
-    while todo:
-        name = todo.pop(0)
+
+    def tried(what: Callable[[str], Any], name: str) -> Any:
+        nonlocal worst
         try:
-            if (names := desk.names_of(name)) != [name]:
-                todo = names + todo
-                continue
-            status = getattr(desk, change)(name).status
+            return what(name)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             worst = max(worst, error.exit_code)
-        else:
-            print(f"{name}: {status.state}" + (f" ({status.reason})" if status.reason else ""))
+            return None
+
+    for name in dict.fromkeys(one for some in given for one in tried(desk.names_of, some) or ()):
+        if (job := tried(change, name)) is not None:
+            print(f"{name}: {job.status.state}" + (f" ({job.status.reason})" if job.status.reason else ""))
     return worst
 
 

@@ -201,25 +201,28 @@ class JobDesk:
         records = [self._with_id(record, queue) for record in records]
         ids = [record.job_id for record in records if record.job_id is not None]
         told = queue.statuses(ids) if ids else {}
-        heard: dict[str, JobStatus] = {}
-        for record in records:
-            status = told.get(record.job_id) if record.job_id is not None else None
-            if status is not None and status.state is not JobState.UNKNOWN:
-                heard[record.name] = status
-        lost = [record for record in records if record.name not in heard and not record.last.state.is_over]
-        runs = read_progress([record.run for record in lost if record.job_id is not None and record.run is not None])
-        return [self._judged(record, heard.get(record.name), runs) for record in records]
+        heard = [told.get(record.job_id) if record.job_id is not None else None for record in records]
+        lost = [record for record, status in zip(records, heard, strict=True) if _forgotten(record, status)]
+        runs = read_progress([record.run for record in lost if record.run is not None])
+        return [
+            self._heard(record, status)
+            if status is not None and status.state is not JobState.UNKNOWN
+            else self._remembered(record, status, runs)
+            for record, status in zip(records, heard, strict=True)
+        ]
 
-    def _judged(self, record: JobRecord, heard: JobStatus | None, runs: dict[str, RunProgress]) -> Job:
-        """A job by what its engine says; where that has forgotten it, by what is remembered, or by its run folder."""
-        if heard is not None:
-            if heard != record.last:
-                record = self._records.add(record, last=heard)
-            if heard.state is JobState.PENDING and not record.released and not self._records.changed_by(record.name):
-                why = f"held back ({heard.reason})" if heard.reason else "held back"
-                reason = f"{why}: its submit did not come to its end; submit it again, or cancel it"
-                return Job(record, dataclasses.replace(heard, reason=reason))
-            return Job(record, heard)
+    def _heard(self, record: JobRecord, status: JobStatus) -> Job:
+        """A job by what its engine says."""
+        if status != record.last:
+            record = self._records.add(record, last=status)
+        if status.state is JobState.PENDING and not record.released and not self._records.changed_by(record.name):
+            why = f"held back ({status.reason})" if status.reason else "held back"
+            reason = f"{why}: its submit did not come to its end; submit it again, or cancel it"
+            return Job(record, dataclasses.replace(status, reason=reason))
+        return Job(record, status)
+
+    def _remembered(self, record: JobRecord, status: JobStatus | None, runs: dict[str, RunProgress]) -> Job:
+        """A job that its engine does not know: by what it was last heard to say, or by the run folder."""
         if record.last.state.is_over:
             return Job(record, record.last, known=False)
         if record.job_id is None:
@@ -227,6 +230,8 @@ class JobDesk:
             reason = f"process {by} submits it now" if by else f"was never handed over to {record.place.name}"
             return Job(record, JobStatus(JobState.UNKNOWN, reason, submitted=record.submitted), known=False)
         reason = f"{record.place.name} does not know job {record.job_id} any more"
+        if status is not None and status.reason:
+            reason = status.reason
         run = runs.get(record.run) if record.run is not None else None
         if run is not None and run.finished:
             status = dataclasses.replace(record.last, state=JobState.SUCCEEDED, reason=f"the run is finished; {reason}")
@@ -328,6 +333,11 @@ def _record(task: Task, attempt: int, pipeline: str | None, again: tuple[str, ..
         sweep=task.sweep,
         pipeline=pipeline,
     )
+
+
+def _forgotten(record: JobRecord, status: JobStatus | None) -> bool:
+    known = status is not None and status.state is not JobState.UNKNOWN
+    return record.job_id is not None and not known and not record.last.state.is_over
 
 
 def _unheard(record: JobRecord, error: UserError) -> Job:

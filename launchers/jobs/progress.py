@@ -106,7 +106,7 @@ def _progress_of(url: str, deadline_s: float) -> RunProgress:
     except UserError as error:
         return RunProgress(trouble=str(error))
     except Exception as error:  # whatever a folder holds, the listing goes on, and says so
-        return RunProgress(trouble=f"{type(error).__name__}: {error}")
+        return RunProgress(trouble=f"not understood ({type(error).__name__}: {error})")
 
 
 def _said(run: Store) -> _Said | None:

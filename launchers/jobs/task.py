@@ -22,7 +22,19 @@ from launchers.jobs.spec import JobSpec, job_name
 CONFIG_VARIABLE = "ASTROCLIP_CONFIG"
 # Slurm's own limit of an array, where a site has not set another.
 _MOST_RUNS = 1000
-_LIMITS = ("queue", "priority", "gpus_per_node", "cpus_per_node", "memory_per_node", "time_limit", "max_restarts")
+_LIMITS = {
+    "queue",
+    "priority",
+    "nodes",
+    "min_nodes",
+    "gpus_per_node",
+    "workers_per_node",
+    "cpus_per_node",
+    "memory_per_node",
+    "time_limit",
+    "max_restarts",
+    "sweep_at_once",
+}
 
 
 @dataclass(frozen=True)
@@ -74,8 +86,8 @@ class Task:
 
     @property
     def limits(self) -> dict[str, Any]:
-        """What the job asks of its queue, and the digest does not tell; as JSON values."""
-        return self.job.model_dump(mode="json", include=set(_LIMITS))
+        """What the job asks of its queue, and the digest leaves out; as JSON values."""
+        return self.job.model_dump(mode="json", include=_LIMITS)
 
 
 def tasks_of(job: JobSpec) -> tuple[Task, ...]:
