@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,12 +19,15 @@ from astroclip_dist.doctor.collectives import all_reduce
 from astroclip_dist.doctor.context import Context
 from astroclip_dist.doctor.disks import check_disks
 from astroclip_dist.doctor.findings import Finding
+from astroclip_dist.doctor.ray_cluster import check_ray
+from astroclip_dist.doctor.slurm import check_slurm
 from astroclip_dist.doctor.storage import check_storage
 from astroclip_dist.doctor.tracking_server import check_tracking
 from astroclip_dist.store import Store
 from tests.random_survey import write_random_survey
-from tests.system.conftest import RealMlflowServer, RealObjectStore
+from tests.system.conftest import RealMlflowServer, RealObjectStore, run_ops
 from tests.system.fault_proxy import FaultProxy
+from tests.system.slurm_cluster import small_slurm
 from tests.system.test_store import use
 from tests.system.training_runs import CONFIG, write_config
 
@@ -167,6 +171,33 @@ def test_two_ranks_add_up_and_those_that_cannot_are_ended(monkeypatch: pytest.Mo
     assert (found.state, found.what) == ("problem", "2 ranks over gloo: no result within 0.5 s")
     mine = [child.cmdline() for child in psutil.Process().children(recursive=True)]
     assert not any("astroclip_dist.doctor.rank" in line for line in mine)
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_lets_in_who_has_its_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = re.search(r"join: (\S+)", run_ops("ray_cluster.py", "start", tmp_path / "ray"))
+    try:
+        assert address is not None
+        monkeypatch.setenv("RAY_ADDRESS", address[1])
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "ray" / "token"))
+        assert only(check_ray(Context())).what == f"Ray at {address[1]} lets us in: 1 node"
+        wrong = tmp_path / "wrong"
+        wrong.write_text("0" * 64)
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(wrong))
+        found = only(check_ray(Context()))
+        assert (found.state, "refuses us" in found.what) == ("problem", True)
+        assert "RAY_AUTH_TOKEN_PATH" in found.mend
+    finally:
+        run_ops("ray_cluster.py", "stop", tmp_path / "ray")
+
+
+@pytest.mark.slow
+def test_a_slurm_cluster_is_found() -> None:
+    with small_slurm(1):
+        found = only(check_slurm(Context()))
+        assert (found.state, found.values["usable"], found.values["usable_nodes"]) == ("ok", True, 1)
+        assert found.what.endswith("1 of 1 node can be used, partitions batch, urgent")
 
 
 @pytest.mark.slow

@@ -6,8 +6,10 @@ import json
 import os
 import resource
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -187,6 +189,62 @@ def test_queues_that_are_named_and_do_not_answer_are_a_problem(tmp_path: Path, m
     ]
     assert problems(check_ray(Context())) == ["Ray at 127.0.0.1:9 does not answer: Connection refused"]
     assert problems(check_kubernetes(Context())) == [f"KUBECONFIG={tmp_path}/none: no such file"]
+
+
+class _ApiServer(BaseHTTPRequestHandler):
+    """Answers what a client asks first of a Kubernetes API server, for one token."""
+
+    groups: tuple[str, ...] = ()
+
+    def do_GET(self) -> None:
+        answers: dict[str, object] = {
+            "version": dict.fromkeys(("buildDate", "compiler", "gitCommit", "gitTreeState", "platform"), "")
+            | {"goVersion": "", "major": "1", "minor": "31", "gitVersion": "v1.31.0"},
+            "apis": {"groups": [{"name": name, "versions": []} for name in self.groups]},
+        }
+        allowed = self.headers["Authorization"] == "Bearer right"
+        body = json.dumps(answers[self.path.strip("/")] if allowed else {}).encode()
+        self.send_response(200 if allowed else 401)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("groups", "token", "state", "said"),
+    [
+        (("ray.io", "kueue.x-k8s.io"), "right", "ok", "v1.31.0 at {} answers"),
+        (("ray.io",), "right", "problem", "at {} has no Kueue"),
+        ((), "wrong", "problem", "at {} refuses us: 401"),
+        (None, "right", "problem", "at {} does not answer"),
+    ],
+)
+def test_a_kubernetes_cluster_is_asked_what_it_knows(
+    groups: tuple[str, ...] | None, token: str, state: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("kubernetes")
+    server = HTTPServer(("127.0.0.1", 0), type("Handler", (_ApiServer,), {"groups": groups or ()}))
+    url = f"http://127.0.0.1:{server.server_port}"
+    if groups is None:
+        server.server_close()
+    else:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    kubeconfig = tmp_path / "config"
+    kubeconfig.write_text(
+        f"{{apiVersion: v1, kind: Config, current-context: c, clusters: [{{name: c, cluster: {{server: '{url}'}}}}],"
+        f" users: [{{name: c, user: {{token: {token}}}}}], contexts: [{{name: c, context: {{cluster: c, user: c}}}}]}}"
+    )
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    (found,) = check_kubernetes(Context())
+    assert found.state == state
+    assert said.format(url) in found.what
+    if groups is not None:
+        server.shutdown()
+        server.server_close()
 
 
 def test_a_check_that_hangs_or_breaks_does_not_keep_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
