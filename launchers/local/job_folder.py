@@ -14,11 +14,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from astroclip_dist.errors import DataError, StorageError
 from launchers.jobs.status import JobState
@@ -27,6 +28,8 @@ from launchers.local.kernel_lock import is_held, take_lock
 # Whoever looks at a lock has it for a moment.
 _LOCK_PATIENCE_S = 1.0
 _ENOUGH_OF_LOG = 4096
+
+T = TypeVar("T")
 
 
 class Priority(IntEnum):
@@ -102,10 +105,10 @@ class JobFolder:
 
     @cached_property
     def job(self) -> LocalJob:
-        values = _read(self.path / "job.json")
-        assert values is not None
-        lists = {key: tuple(values[key]) for key in ("arguments", "secrets", "after")}
-        return LocalJob(**{**values, **lists, "priority": Priority(values["priority"])})
+        job = _read(self.path / "job.json", _as_job)
+        if job is None:
+            raise DataError(str(self.path), "it is no job's folder any more", "Submit the job again.")
+        return job
 
     @property
     def log(self) -> Path:
@@ -191,17 +194,26 @@ class JobFolder:
         return next((line.strip()[:200] for line in reversed(lines) if line.strip()), None)
 
     def _read_state(self) -> LocalState | None:
-        values = _read(self.path / "state.json")
-        return None if values is None else LocalState(**{**values, "state": JobState(values["state"])})
+        return _read(self.path / "state.json", _as_state)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _as_job(values: dict[str, Any]) -> LocalJob:
+    lists = {key: tuple(values[key]) for key in ("arguments", "secrets", "after")}
+    return LocalJob(**{**values, **lists, "priority": Priority(values["priority"])})
+
+
+def _as_state(values: dict[str, Any]) -> LocalState:
+    return LocalState(**{**values, "state": JobState(values["state"])})
+
+
+def _read(path: Path, parse: Callable[[dict[str, Any]], T]) -> T | None:
+    """None where there is no file."""
     try:
-        return json.loads(path.read_bytes())
+        return parse(json.loads(path.read_bytes()))
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise DataError(str(path), "damaged", "Remove its folder, and submit the job again.") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(str(path), f"damaged ({error})", "Remove its folder, and submit the job again.") from error
 
 
 def _replace(path: Path, values: dict[str, Any]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from astroclip_dist.errors import DataError
 from launchers.jobs.status import JobState, JobStatus
 from launchers.local.job_folder import JobFolder, LocalState
 from launchers.local.kernel_lock import is_held
@@ -44,8 +46,11 @@ class LocalJobs:
         folder = self.folder_of(job_id)
         if folder is None:
             return JobStatus(JobState.UNKNOWN, f"{self.folder} has no job {job_id}")
-        state, supervised = folder.settled_state()
-        status = self._judged(folder, state, supervised)
+        try:
+            state, supervised = folder.settled_state()
+            status = self._judged(folder, state, supervised)
+        except DataError as error:
+            return JobStatus(JobState.UNKNOWN, str(error))
         if state is not None and not supervised:
             self._over[job_id] = status
         return status
@@ -66,28 +71,36 @@ class LocalJobs:
     def first(self) -> JobFolder | None:
         """The job whose turn it is: of those that wait and are ready the one of the highest priority, then the
         earliest."""
-        waiting = []
-        for folder in self._all():
-            state, supervised = (None, False) if folder.id in self._over else folder.settled_state()
-            if supervised and self._waits(folder, state) and self.is_ready(folder):
-                waiting.append((-folder.job.priority, _place(folder, state), folder.id, folder))
+        waiting = [
+            (-folder.job.priority, _place(folder, state), folder.id, folder)
+            for folder, state, supervised in self._not_over()
+            if supervised and self._waits(folder, state) and self.is_ready(folder)
+        ]
         return min(waiting)[-1] if waiting else None
 
     def last_place(self) -> int:
         """Of all jobs that are not over."""
-        places = [0]
-        for folder in self._all():
-            if not self.status(folder.id).state.is_over:
-                places.append(_place(folder, folder.settled_state()[0]))
-        return max(places)
+        return max((_place(folder, state) for folder, state, _ in self._not_over()), default=0)
 
     @property
     def turn_is_free(self) -> bool:
         return not is_held(self.turn_lock)
 
-    def _all(self) -> list[JobFolder]:
-        names = sorted(path.parent.name for path in self.folder.glob("*/job.json"))
-        return [folder for name in names if (folder := self.folder_of(name)) is not None]
+    def _not_over(self) -> Iterator[tuple[JobFolder, LocalState | None, bool]]:
+        """Jobs with their states, and whether their supervisors live. One whose files are damaged stands in nobody's
+        way."""
+        for path in sorted(self.folder.glob("*/job.json")):
+            if path.parent.name in self._over or (folder := self.folder_of(path.parent.name)) is None:
+                continue
+            try:
+                state, supervised = folder.settled_state()
+                if state is not None and state.state.is_over:
+                    self._over[folder.id] = _as_status(folder, state)
+                else:
+                    _ = folder.job
+                    yield folder, state, supervised
+            except DataError as error:
+                self._over[folder.id] = JobStatus(JobState.UNKNOWN, str(error))
 
     def _waits(self, folder: JobFolder, state: LocalState | None) -> bool:
         is_waiting = state is None or state.state in (JobState.PENDING, JobState.REQUEUED)
