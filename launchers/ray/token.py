@@ -42,7 +42,7 @@ def cluster_token() -> Token | None:
     try:
         value = path.read_text().strip()
     except FileNotFoundError:
-        if given is None:
+        if not given:
             return None
         raise ConfigError("RAY_AUTH_TOKEN_PATH", given, "No such file: copy the token's file of the cluster.") from None
     except (OSError, UnicodeDecodeError) as error:

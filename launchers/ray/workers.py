@@ -16,6 +16,7 @@ from astroclip_dist.store import Store, normalize_url
 from astroclip_dist.train.event_log import EVENTS_FILE, EventLog, read_events
 from astroclip_dist.train.preemption import Notice
 from launchers.leaving import INTERRUPTED, LeaveSignals
+from launchers.ray import ENDS_WITH_RUN
 from launchers.worker import PREEMPTED
 
 # How often a run with fewer workers than it could have looks for room: each growth costs a restart.
@@ -142,7 +143,7 @@ def _cluster(config: RunConfig) -> Iterator[bool]:
     """Connected to the cluster at RAY_ADDRESS, or to one on this machine that ends with the block.
 
     Yields:
-        Whether it is one that ends with the block.
+        Whether it is one that ends with the block, or with the job that this process is of.
     """
     import ray
 
@@ -157,7 +158,7 @@ def _cluster(config: RunConfig) -> Iterator[bool]:
     except ConnectionError as error:
         raise ConfigError("RAY_ADDRESS", address, "No Ray cluster answers there: start it, or unset it.") from error
     try:
-        yield not address
+        yield not address or os.environ.get(ENDS_WITH_RUN) == "1"
     finally:
         ray.shutdown()
 
