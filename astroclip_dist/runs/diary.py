@@ -61,6 +61,7 @@ _SENTENCES: dict[str, Callable[[Event], str]] = {
     ),
     "restarting": _restarting,
     "hung": lambda event: event["message"],
+    "unwatched": lambda event: f"went on without its endpoint for Prometheus: {event['error']}",
     "preempted": lambda event: f"left at step {event['step']:,}, saved: {event['reason']}",
     "failed": lambda event: f"failed: {event['error']}",
     "finished": lambda event: f"finished at step {event['step']:,}",
