@@ -22,6 +22,7 @@ from types import FrameType
 from astroclip_dist.errors import UserError
 from launchers.exit_codes import CRASHED, PREEMPTED
 from launchers.slurm.commands import RefusedError, job_details, run
+from launchers.slurm.ray_node import RayNodeError
 from launchers.slurm.ray_nodes import RayNodes
 
 _SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
@@ -64,7 +65,11 @@ class Batch:
 
     def _run(self, arguments: Sequence[str], ray: RayNodes | None) -> int:
         with ExitStack() as stack:
-            environment = stack.enter_context(ray) if ray else {}
+            try:
+                environment = stack.enter_context(ray) if ray else {}
+            except RayNodeError as error:
+                _say(str(error))
+                return CRASHED
             if self._told:
                 return PREEMPTED
             command = [sys.executable, "-u", "-m", "astroclip_dist.cli", *arguments]

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
+from launchers.ray import ENDS_WITH_RUN
 from launchers.slurm.commands import host_names, run
 from launchers.slurm.ray_node import STARTED, RayNode, RayNodeError, address_towards
 
@@ -44,15 +45,15 @@ class RayNodes:
             os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token), RAY_USAGE_STATS_ENABLED="0")
             others = [name for name in host_names(os.environ["SLURM_JOB_NODELIST"]) if name != _this_node()]
             own = address_towards(_address_of(others[0])) if others else "127.0.0.1"
-            port = _free_port(own)
-            # No dashboard, and no server for remote clients: ports and memory for what nobody uses.
-            head = ["--head", f"--port={port}", "--include-dashboard=false", "--ray-client-server-port=0"]
+            port, client_port = _free_ports(own, 2)
+            # No dashboard: memory for what nobody looks at.
+            head = ["--head", f"--port={port}", f"--ray-client-server-port={client_port}", "--include-dashboard=false"]
             stack.enter_context(RayNode(head, own, self._slots, self._gpus))
             address = f"{own}:{port}"
             if others:
                 self._start_others(stack, address, others)
             self._stack = stack.pop_all()
-        return {"RAY_ADDRESS": address}
+        return {"RAY_ADDRESS": address, ENDS_WITH_RUN: "1"}
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -114,10 +115,12 @@ def _address_of(node: str) -> str:
     return socket.gethostbyname(found[1] if found else node)
 
 
-def _free_port(address: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
+def _free_ports(address: str, count: int) -> list[int]:
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((address, 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -21,7 +21,7 @@ import pytest
 from astroclip_dist.cli import main
 from tests.system.conftest import OPS
 
-PATIENCE_S = 180.0
+PATIENCE_S = 420.0
 
 
 class SlurmCluster:
