@@ -100,6 +100,7 @@ def start(server: ServerProcess, port: int, artifacts: str | None, auth: bool) -
         lambda: _answers(uri),
         {"uri": uri, "port": port},
         environment,
+        private=True,
     )
     if logins.exist:
         try:

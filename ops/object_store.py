@@ -116,6 +116,7 @@ def start(server: ServerProcess, port: int) -> str:
         lambda: _accepts_writes(server.folder),
         {"endpoint": endpoint, "ports": ports},
         {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"},  # one volume a bucket at first, not seven
+        private=True,
     )
     return endpoint
 

@@ -78,8 +78,12 @@ class ServerProcess:
         details: Mapping[str, Any],
         environment: Mapping[str, str] | None = None,
         deadline_s: float = 90.0,
+        private: bool = False,
     ) -> None:
         """Start in the background and return when the server answers on a port that it owns.
+
+        Args:
+            private: what the server keeps in files is behind its credentials, so nobody else may read the files.
 
         Raises:
             ServerError: it runs already, it ended, or it did not answer in time (the log's end is in the message).
@@ -95,7 +99,7 @@ class ServerProcess:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **(environment or {})},
                 start_new_session=True,
-                umask=0o077,  # what the server keeps is behind its credentials, not beside them
+                umask=0o077 if private else -1,
             )
         process = psutil.Process(child.pid)
         write_private(
