@@ -156,8 +156,11 @@ class JobDesk:
                 return job
             if job.known:
                 queue.cancel(_id_of(record))
-                return self._ask([record])[0]
-            if job.status.state is JobState.RUNNING:
+                [job] = self._ask([record])
+                # Kubernetes deletes a job to end it, and may have forgotten it by now.
+                if job.known or job.status.state.is_over:
+                    return job
+            elif job.status.state is JobState.RUNNING:
                 raise ConfigError("name", name, f"{job.status.reason}: stop it there.")
             ended = JobStatus(JobState.CANCELLED, f"{job.status.reason}; cancelled", submitted=record.submitted)
             return Job(self._records.add(record, last=ended), ended, known=False)

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from astroclip_dist.errors import ConfigError, StorageError
+from launchers.jobs.desk import JobDesk
+from launchers.jobs.records import JobRecords
 from launchers.jobs.status import JobState
 from launchers.jobs.task import tasks_of
 from launchers.kubernetes import queue as queue_module
@@ -288,6 +290,18 @@ def test_cancelling_deletes_what_is_not_over(api: KubernetesApi, queue: Kubernet
     api.objects[RAY_JOBS]["align"]["status"] = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
     queue.cancel("align")
     assert told(queue)[0] == "succeeded"
+
+
+def test_a_deleted_job_stays_cancelled_at_the_desk(api: KubernetesApi, config: Path, tmp_path: Path) -> None:
+    desk = JobDesk(JobRecords(tmp_path / "jobs"))
+    [submission] = desk.submit([task(config)])
+    assert submission.is_new
+    desk.cancel("align")
+    assert not api.objects[RAY_JOBS]
+    assert desk.jobs(["align"])[0].status.state is JobState.CANCELLED
+    [submission] = desk.submit([task(config)])
+    assert (submission.is_new, submission.record.attempt) == (True, 1)
+    assert not desk.submit([task(config)])[0].is_new
 
 
 def test_requeueing_takes_the_machines_and_lets_it_go_on(
