@@ -171,7 +171,7 @@ class JobFolder:
             with self.log.open("ab") as log:
                 # Not a child of this process: nobody would have to wait for it.
                 subprocess.run(
-                    ["setsid", "--fork", sys.executable, "-m", "launchers.local.supervisor", str(self.path)],
+                    ["setsid", "--fork", sys.executable, "-P", "-m", "launchers.local.supervisor", str(self.path)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

@@ -109,7 +109,8 @@ class Supervisor:
             log.write(f"--- {_now()} {again if self._state.restarts else 'start'}\n".encode())
             log.flush()
             return subprocess.Popen(
-                [sys.executable, "-m", "astroclip_dist.cli", *self._job.arguments],
+                # -P: modules of the folder where somebody submitted are not ours.
+                [sys.executable, "-P", "-m", "astroclip_dist.cli", *self._job.arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -153,8 +154,11 @@ class Supervisor:
             return _CAUSE_REQUEUE
         if self._job.time_limit is not None and ran_s > self._job.time_limit:
             return _CAUSE_TIME_LIMIT
-        if look_around and (first := self._jobs.first()) is not None and first.job.priority > self._job.priority:
-            return f"preempted by {first.job.name}"
+        # What could not be started again afterwards is let to its end.
+        if look_around and self._state.restarts < self._job.max_restarts:
+            first = self._jobs.first()
+            if first is not None and first.job.priority > self._job.priority:
+                return f"preempted by {first.job.name}"
         return None
 
     def _judge(self, code: int, cause: str | None) -> None:

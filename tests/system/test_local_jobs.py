@@ -115,6 +115,7 @@ def mentioning(folder: Path) -> list[list[str]]:
     return lines
 
 
+@pytest.mark.slow
 def test_one_at_a_time_by_priority_then_in_order(jobs: Jobs) -> None:
     jobs.submit("first")
     jobs.wait_for("first", JobState.RUNNING)
@@ -144,6 +145,18 @@ def test_a_higher_priority_preempts_and_what_it_preempted_keeps_its_place(jobs: 
     jobs.end("urgent")
     jobs.wait_for("low", JobState.RUNNING, restarts=1)
     assert jobs.states("other") == [JobState.PENDING]
+
+
+@pytest.mark.slow
+def test_what_could_not_be_started_again_is_not_preempted(jobs: Jobs) -> None:
+    jobs.submit("once", priority="low", max_restarts=0)
+    jobs.command("once")
+    jobs.submit("urgent", priority="high")
+    time.sleep(3)
+    assert jobs.states("once", "urgent") == [JobState.RUNNING, JobState.PENDING]
+    jobs.end("once")
+    jobs.wait_for("urgent", JobState.RUNNING)
+    assert jobs.states("once") == [JobState.SUCCEEDED]
 
 
 def test_what_comes_after_waits_and_is_cancelled_with_the_reason(jobs: Jobs) -> None:
