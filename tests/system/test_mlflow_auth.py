@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
+import shutil
+import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from sqlalchemy import create_engine, text
 
 from astroclip_dist.doctor.context import Context
 from astroclip_dist.doctor.tracking_server import check_tracking
@@ -139,6 +145,55 @@ def test_logins_stay_and_are_their_owners_alone(server: GuardedServer, monkeypat
     with pytest.raises(MlflowException, match="401"):
         anybody.search_experiments()
     assert client(server.login("reader"), monkeypatch).search_experiments()
+
+
+@pytest.fixture
+def postgres() -> Iterator[str]:
+    """URI of a real PostgreSQL that asks for a password."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
+    if not programs or os.geteuid() != 0:
+        pytest.skip("needs PostgreSQL (Debian package postgresql), and root, to start it as another user")
+    pytest.importorskip("psycopg")
+    password, port = secrets.token_urlsafe(20), socket.create_server(("127.0.0.1", 0)).getsockname()[1]
+    # Not pytest's own folder, which is root's alone.
+    folder = Path(tempfile.mkdtemp(prefix="postgres-"))
+    (folder / "password").write_text(password)
+    shutil.chown(folder, "nobody", "nogroup")
+    shutil.chown(folder / "password", "nobody")
+
+    def control(*arguments: str) -> None:
+        command = [programs[-1], "-D", folder / "data", *arguments]
+        subprocess.run(command, user="nobody", cwd=folder, check=True, timeout=60, stdout=subprocess.DEVNULL)
+
+    settings = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
+    control("initdb", "-o", f"--username=mlflow --auth=scram-sha-256 --pwfile={folder}/password")
+    control("start", "-w", "-l", str(folder / "log"), "-o", settings)
+    try:
+        yield f"postgresql://mlflow:{password}@127.0.0.1:{port}/postgres"
+    finally:
+        control("stop", "-m", "immediate")
+        shutil.rmtree(folder)
+
+
+def test_runs_are_kept_in_a_database_whose_password_nobody_sees(
+    postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", postgres)
+    uri = run_ops("mlflow_server.py", "start", tmp_path)
+    try:
+        mlflow = client({"MLFLOW_TRACKING_URI": uri}, monkeypatch)
+        run = mlflow.create_run(mlflow.create_experiment("kept"))
+        mlflow.log_metric(run.info.run_id, "loss", 0.5)
+        assert not (tmp_path / "mlflow.db").exists()
+        with create_engine(postgres).connect() as database:
+            assert database.execute(text("select value from metrics")).scalars().all() == [0.5]
+        password = urlsplit(postgres).password
+        assert password is not None
+        assert password not in (tmp_path / "mlflow.log").read_text()
+        words = [word for process in psutil.process_iter(["cmdline"]) for word in process.info["cmdline"] or ()]
+        assert not any(password in word for word in words)
+    finally:
+        run_ops("mlflow_server.py", "stop", tmp_path, "--grace", "0")
 
 
 @pytest.mark.parametrize(
