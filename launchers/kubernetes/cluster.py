@@ -130,21 +130,30 @@ class Cluster:
         """Pods by label."""
         return self._items(f"/api/v1/namespaces/{self._place.namespace}/pods", {"labelSelector": selector})
 
-    def log(self, pod: str, follow: bool) -> Iterator[str]:
-        """Lines that a pod's only container has printed.
+    def log(self, pod: str, follow: bool, after: str = "") -> Iterator[tuple[str, str]]:
+        """When, and what, a pod's only container has printed, line by line; the server ends it when it likes.
+
+        Args:
+            after: the time of the last line that is known.
 
         Raises:
             MissingError: the pod is gone.
         """
         path = f"/api/v1/namespaces/{self._place.namespace}/pods/{pod}/log"
-        query, wait = ({"follow": "true"}, _NEXT_LINE_S) if follow else ({}, _ANSWER_S)
-        answer = self._send("GET", path, query, accept="*/*", wait_s=wait)
+        query = {
+            "timestamps": "true",
+            **({"follow": "true"} if follow else {}),
+            **({"sinceTime": after} if after else {}),
+        }
+        answer = self._send("GET", path, query, accept="*/*", wait_s=_NEXT_LINE_S if follow else _ANSWER_S)
         rest = b""
         for part in self._parts(answer):
             *lines, rest = (rest + part).split(b"\n")
-            yield from (line.decode(errors="replace") for line in lines)
-        if rest:
-            yield rest.decode(errors="replace")
+            for line in lines:
+                when, _, text = line.decode(errors="replace").partition(" ")
+                # The server knows whole seconds alone.
+                if when > after:
+                    yield when, text
 
     def _ray_jobs(self, name: str = "") -> str:
         return f"/apis/ray.io/v1/namespaces/{self._place.namespace}/rayjobs{'/' if name else ''}{name}"

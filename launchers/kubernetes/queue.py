@@ -95,19 +95,23 @@ class KubernetesQueue:
 
     def logs(self, job_id: str, follow: bool) -> Iterator[str]:
         """Lines of the pod that submits, which repeats what the command prints; that of the last start is kept."""
+        last: dict[str, str] = {}
         read: set[str] = set()
         while True:
             job = self._cluster.job(job_id)
             over = job is None or is_over(job)
             for pod in self._submitters(job_id):
-                name = pod["metadata"]["name"]
-                if name in read or pod.get("status", {}).get("phase") == "Pending":
+                name, phase = pod["metadata"]["name"], pod.get("status", {}).get("phase")
+                if name in read or phase == "Pending":
                     continue
-                read.add(name)
                 try:
-                    yield from self._cluster.log(name, follow)
+                    for when, line in self._cluster.log(name, follow, after=last.get(name, "")):
+                        last[name] = when
+                        yield line
                 except MissingError:
-                    continue
+                    phase = "Gone"
+                if phase != "Running":
+                    read.add(name)
             if over or not follow:
                 return
             time.sleep(_POLL_S)

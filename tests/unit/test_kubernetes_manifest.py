@@ -185,7 +185,7 @@ _JOBS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(fields=_JOBS, launcher=_PLACES, is_command=st.booleans(), arguments=st.lists(_TEXT, min_size=1, max_size=4))
 def test_whatever_a_job_may_say_makes_a_valid_manifest(
     fields: dict[str, Any],

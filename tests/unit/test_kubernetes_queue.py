@@ -342,16 +342,20 @@ def test_logs_are_followed_over_all_starts(api: KubernetesApi, queue: Kubernetes
     assert list(queue.logs("align", follow=False)) == []
     lines = queue.logs("align", follow=True)
 
-    def submitter(name: str, log: list[bytes]) -> None:
-        api.logs[name] = log
-        api.add("v1/pods", name, metadata={"labels": {"job-name": "align"}}, spec={}, status={"phase": "Running"})
+    def submitter(name: str, *log: tuple[float, str]) -> Object:
+        api.logs[name] = list(log)
+        labels = {"job-name": "align"}
+        return api.add("v1/pods", name, metadata={"labels": labels}, spec={}, status={"phase": "Running"})
 
-    submitter("align-aaa", [b"step 1\nst", "ep 2 \N{GREEK SMALL LETTER ALPHA}\nlast".encode()])
-    assert [next(lines) for _ in range(3)] == ["step 1", "step 2 \N{GREEK SMALL LETTER ALPHA}", "last"]
+    submitter("align-aaa", (1.1, "step 1"), (1.2, "step 2 \N{GREEK SMALL LETTER ALPHA}"))
+    assert [next(lines) for _ in range(2)] == ["step 1", "step 2 \N{GREEK SMALL LETTER ALPHA}"]
+    # The server has ended the connection, as it does after some hours; what is known is not told again.
+    api.logs["align-aaa"].append((1.3, "step 3"))
+    assert next(lines) == "step 3"
     # Preempted: KubeRay deletes the pod, and makes another one for the next start.
     del api.objects["v1/pods"]["align-aaa"]
-    submitter("align-bbb", [b"step 3\n"])
-    assert next(lines) == "step 3"
+    second = submitter("align-bbb", (9, "step 4"), (9.5, ""), (9.7, "done"))
+    second["status"]["phase"] = "Succeeded"
     api.objects[RAY_JOBS]["align"]["status"] = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
-    assert list(lines) == []
-    assert list(queue.logs("align", follow=False)) == ["step 3"]
+    assert list(lines) == ["step 4", "", "done"]
+    assert list(queue.logs("align", follow=False)) == ["step 4", "", "done"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,17 @@ def test_the_jobs_secrets_are_keys_of_the_example(tmp_path: Path) -> None:
     names = list(secret["stringData"])
     one = job(write_run_config(tmp_path), {"secret": secret["metadata"]["name"]}, secrets=names)
     assert list(one.secrets) == names
+
+
+def test_the_image_is_made_of_what_is_there_for_the_user_of_the_pods(good: Manifest) -> None:
+    dockerfile, root = (OPS.parent / "Dockerfile").read_text(), OPS.parents[1]
+    [user] = re.findall(r"(?m)^USER (\d+)$", dockerfile)
+    head = good["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    assert int(user) == head["securityContext"]["runAsUser"]
+    sources = [source for line in re.findall(r"(?m)^COPY (.*) \S+$", dockerfile) for source in line.split()]
+    assert all((root / source).exists() for source in sources)
+    ignored = (root / ".dockerignore").read_text().splitlines()
+    assert {line[1:] for line in ignored if line.startswith("!")} == set(sources)
 
 
 def _manifests(name: str) -> list[Manifest]:
