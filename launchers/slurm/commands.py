@@ -51,7 +51,7 @@ class QueueEntry:
     started: str | None
     ended: str | None
     exit_code: int | None
-    signal: int | None = None
+    signal: int | None
     name: str = ""
     comment: str = ""
 
@@ -114,7 +114,7 @@ def _entry(line: str) -> QueueEntry:
     job_id, state, reason, restarts, nodes, submitted, started, ended, code, name, comment = line.split(
         "|", len(_FIELDS) - 1
     )
-    status = int(code) if code.isdigit() else None
+    exit_code, number = _exit(code)
     return QueueEntry(
         job_id=job_id,
         state=state,
@@ -124,7 +124,8 @@ def _entry(line: str) -> QueueEntry:
         submitted=_time(submitted),
         started=_time(started),
         ended=_time(ended),
-        exit_code=None if status is None else os.waitstatus_to_exitcode(status) if status > 255 else status,
+        exit_code=exit_code,
+        signal=number,
         name=name,
         comment=comment.removesuffix("|"),
     )
@@ -140,7 +141,7 @@ def record_entries(ids: Sequence[str]) -> list[QueueEntry]:
     entries = []
     for line in told.splitlines():
         job_id, state, reason, nodes, submitted, started, ended, code = line.split("|")
-        exit_code, _, number = code.partition(":")
+        exit_code, number = _exit(code)
         entries.append(
             QueueEntry(
                 job_id=job_id,
@@ -152,8 +153,8 @@ def record_entries(ids: Sequence[str]) -> list[QueueEntry]:
                 submitted=_time(submitted),
                 started=_time(started),
                 ended=_time(ended),
-                exit_code=int(exit_code) if exit_code.isdigit() else None,
-                signal=int(number) if number.isdigit() and int(number) else None,
+                exit_code=exit_code,
+                signal=number,
             )
         )
     return entries
@@ -170,6 +171,16 @@ def job_details(job_id: str) -> dict[str, str]:
     """What scontrol tells of one job: JobState, Reason, ..."""
     told = run(["scontrol", "--oneliner", "show", "job", job_id])
     return dict(re.findall(r"(\w+)=(\S*)", told.splitlines()[0]))
+
+
+def _exit(text: str) -> tuple[int | None, int | None]:
+    """Exit code, and the signal that ended it: of ``1:0`` (sacct), or of what wait() gave (squeue)."""
+    code, colon, number = text.partition(":")
+    if not code.isdigit():
+        return None, None
+    if colon:
+        return int(code), int(number) or None
+    return int(code) >> 8, int(code) & 0x7F or None
 
 
 def _time(text: str) -> str | None:

@@ -20,6 +20,7 @@ from launchers.slurm.states import status_of
 
 # What the submitting process hands on: to find programs, and the site's Slurm. All else comes from the job file.
 _HANDED_ON = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SLURM_CONF")
+_HELD = ("PENDING", "JobHeldUser")
 _CANCEL_S = 10.0
 _POLL_S = 0.3
 _FOLLOW_S = 3.0
@@ -80,8 +81,7 @@ class SlurmQueue:
         return max(found, key=_number, default=None)
 
     def release(self, ids: Sequence[str]) -> None:
-        held = [entry.job_id for entry in self._entries(ids) if entry.reason == "JobHeldUser"]
-        held = [job_id for job_id in held if self.statuses([job_id])[job_id].state is JobState.PENDING]
+        held = [entry.job_id for entry in self._entries(ids) if (entry.state, entry.reason) == _HELD]
         if held:
             try:
                 run(["scontrol", "release", ",".join(held)])

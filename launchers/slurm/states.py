@@ -103,9 +103,8 @@ def _how_it_ended(entry: QueueEntry, state: JobState) -> str | None:
         return "a job before it did not succeed (DependencyNeverSatisfied)"
     if state is not JobState.FAILED:
         return None
-    number = entry.signal or (-entry.exit_code if entry.exit_code is not None and entry.exit_code < 0 else None)
-    if number:
-        return f"killed by signal {number}"
+    if entry.signal:
+        return f"killed by signal {entry.signal}"
     if entry.exit_code:
         known = _EXIT_CODES.get(entry.exit_code)
         return f"exit code {entry.exit_code}" + (f": {known}" if known else "")

@@ -15,7 +15,9 @@ from launchers.slurm.following import lines_of
 from launchers.slurm.states import status_of
 
 
-def entry(state: str, reason: str = "None", restarts: int = 0, code: int | None = 0) -> QueueEntry:
+def entry(
+    state: str, reason: str = "None", restarts: int = 0, code: int | None = 0, number: int | None = None
+) -> QueueEntry:
     return QueueEntry(
         job_id="7",
         state=state,
@@ -26,6 +28,7 @@ def entry(state: str, reason: str = "None", restarts: int = 0, code: int | None 
         started="2026-11-22T15:01:00Z",
         ended="2026-11-22T15:02:00Z",
         exit_code=code,
+        signal=number,
     )
 
 
@@ -57,7 +60,7 @@ def entry(state: str, reason: str = "None", restarts: int = 0, code: int | None 
         (entry("NODE_FAIL"), "failed", "one of its nodes failed (NODE_FAIL)"),
         (entry("FAILED", "NonZeroExitCode", code=1), "failed", "exit code 1: the command failed, its log says why"),
         (entry("FAILED", "NonZeroExitCode", code=3), "failed", "exit code 3"),
-        (entry("FAILED", "RaisedSignal:9", code=-9), "failed", "killed by signal 9"),
+        (entry("FAILED", "RaisedSignal:9", number=9), "failed", "killed by signal 9"),
         (entry("GONE_TO_MARS"), "unknown", "Slurm calls it GONE_TO_MARS"),
     ],
 )
