@@ -8,14 +8,12 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 from astroclip_dist.config import RunConfig, dump_config
 from astroclip_dist.config.engine import DeepSpeedEngine
 from astroclip_dist.config.load import merge, parse_override, parse_yaml
-from astroclip_dist.config.objective import ImageDino
+from astroclip_dist.config.objective import ClipAlignment
 from astroclip_dist.config.strict import validated
-from astroclip_dist.errors import ConfigError
 from astroclip_dist.train.dry_run.allocations import ACTIVATIONS
 from astroclip_dist.train.dry_run.forecast import Forecast, Layouts, forecast
 from astroclip_dist.train.dry_run.zero import zero_states
@@ -111,7 +109,8 @@ def need_of(config: RunConfig, overrides: tuple[str, ...], layouts: Layouts) -> 
 
 
 def memory_of(config: RunConfig, layouts: Layouts) -> Forecast:
-    """A dry run; of a step with many micro-batches, the line through two shorter ones."""
+    """A dry run; of an alignment in many micro-batches, the line through two with fewer, which differ by inputs and
+    embeddings alone."""
     with warnings.catch_warnings():
         # Torch's, of models that it traces for nobody.
         warnings.simplefilter("ignore", UserWarning)
@@ -130,28 +129,16 @@ def memory_of(config: RunConfig, layouts: Layouts) -> Forecast:
 
 
 def _shorter(config: RunConfig) -> list[RunConfig] | None:
-    """The same run with few micro-batches a step, and with some more; None where it has few, or cannot."""
-    if config.local_batch // config.micro_batch <= _FEW + _MORE:
+    """The same alignment with few micro-batches a step, and with some more; None where it has few anyway.
+
+    The other objectives hold more than inputs for all of a rank's samples, which may become the peak.
+    """
+    if not isinstance(config.objective, ClipAlignment) or config.local_batch // config.micro_batch <= _FEW + _MORE:
         return None
-    values: dict[str, Any] = parse_yaml(dump_config(config), "configuration")
-    values["batch"]["micro_size"] = config.micro_batch
-    if isinstance(config.objective, ImageDino):
-        values["objective"]["cohort"] = config.objective.cohort or config.batch.global_size // config.batch.lanes
+    # A lane for each rank, for any number of samples.
+    fixed = [f"batch.micro_size={config.micro_batch}", f"batch.lanes={config.workers}"]
     sizes = [number * config.micro_batch * config.workers for number in (_FEW, _MORE)]
-    try:
-        runs = [validated(RunConfig, {**values, "batch": {**values["batch"], "global_size": size}}) for size in sizes]
-        for run in runs:
-            _check_cohort(run)
-    except ConfigError:
-        return None
-    return runs
-
-
-def _check_cohort(config: RunConfig) -> None:
-    if isinstance(config.objective, ImageDino):
-        from astroclip_dist.objectives.dinov2.objective import cohort_of
-
-        cohort_of(config, config.objective)
+    return [changed(config, [*fixed, f"batch.global_size={size}"]) for size in sizes]
 
 
 def _forecasts(configs: list[RunConfig], layouts: Layouts) -> list[Forecast]:

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 import torch
 
 from astroclip_dist.config import RunConfig
-from astroclip_dist.config.engine import DdpEngine
+from astroclip_dist.config.engine import FsdpEngine
+from astroclip_dist.config.run import Checkpoint
 from astroclip_dist.config.schedule import RunSteps
 from astroclip_dist.objectives import Setting, objective_of
+from astroclip_dist.parallel.engines.base import MOMENTS
 from astroclip_dist.plan.lengths import DataSize
 from astroclip_dist.train.dry_run.forecast import Layouts
 
 # Of each part of a tensor, beside its name: in the header of the file it lies in, and in the manifest.
-_PART_BYTES = 75 + 150
+_PART_BYTES = 66 + 123
 # Of each tensor in the manifest, beside its name.
-_TENSOR_BYTES = 55
-_MOMENTS = 2
+_TENSOR_BYTES = 50
 
 
 @dataclass(frozen=True)
@@ -75,16 +76,22 @@ def saves_of(config: RunConfig, layouts: Layouts, steps: RunSteps, step_seconds:
     Args:
         step_seconds: for ``checkpoint.interval``; None: not known, and it does not count.
     """
-    state = _state_bytes(config, layouts)
+    checkpoint, weights = _state_bytes(config, layouts)
     every = float(steps.of(config.checkpoint.every))
     if config.checkpoint.interval is not None and step_seconds:
         every = min(every, max(1.0, config.checkpoint.interval / step_seconds))
+    count, kept = saved_and_kept(config.checkpoint, steps, every)
+    return Saves(checkpoint, count, kept, weights, every)
+
+
+def saved_and_kept(config: Checkpoint, steps: RunSteps, every: float) -> tuple[int, int]:
+    """How many checkpoints a run writes, one after every so many steps, and how many of them it keeps at most."""
     at = sorted({*(round(number * every) for number in range(1, int(steps.total / every) + 1)), steps.total})
-    kept = set(at[-config.checkpoint.keep_last :])
-    if period := steps.of(config.checkpoint.keep_every):
+    kept = set(at[-config.keep_last :])
+    if period := steps.of(config.keep_every):
         kept |= {step for step in at if step % period == 0}
-    kept_best = min(config.checkpoint.keep_best, len(at) - len(kept))
-    return Saves(state.checkpoint, len(at), len(kept) + kept_best, state.weights, every)
+    # The best may be among those that are kept anyway.
+    return len(at), min(len(at), len(kept) + config.keep_best)
 
 
 def reads_of(config: RunConfig, steps: RunSteps, size: DataSize, nodes: int) -> Reads:
@@ -106,13 +113,8 @@ def reads_of(config: RunConfig, steps: RunSteps, size: DataSize, nodes: int) -> 
     return Reads(nodes * fetched, nodes * fetched / used)
 
 
-@dataclass(frozen=True)
-class _StateBytes:
-    checkpoint: int
-    weights: int
-
-
-def _state_bytes(config: RunConfig, layouts: Layouts) -> _StateBytes:
+def _state_bytes(config: RunConfig, layouts: Layouts) -> tuple[int, int]:
+    """Of a checkpoint, and of the weights alone."""
     objective = objective_of(_setting(config, layouts))
     module = objective.build()
     sizes: dict[str, tuple[int, bool]] = {}
@@ -122,17 +124,17 @@ def _state_bytes(config: RunConfig, layouts: Layouts) -> _StateBytes:
     weights = sum(size for size, _ in sizes.values())
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            for moment in ("exp_avg", "exp_avg_sq"):
+            for moment in MOMENTS:
                 sizes[f"optimizer.{name}.{moment}"] = 4 * parameter.numel(), parameter.ndim > 0
             sizes[f"optimizer.{name}.step"] = 4, False
     for name, tensor in objective.state().items():
         sizes[f"objective.{name}"] = tensor.nbytes, False
-    sharded = not isinstance(config.engine, DdpEngine) and config.engine.name == "fsdp"
+    sharded = isinstance(config.engine, FsdpEngine)
     total = 0
     for name, (size, splits) in sizes.items():
         parts = config.workers if sharded and splits else 1
         total += size + len(name) + _TENSOR_BYTES + parts * (len(name) + _PART_BYTES)
-    return _StateBytes(total, weights)
+    return total, weights
 
 
 def _setting(config: RunConfig, layouts: Layouts) -> Setting:
