@@ -6,11 +6,13 @@ import os
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
 from astroclip_dist.doctor.context import Context
 from astroclip_dist.doctor.findings import Finding, Values, fine, problem, warning
+from astroclip_dist.errors import ConfigError
 from astroclip_dist.train.records import mask
 
 _DEADLINE_S = 5.0
@@ -23,8 +25,10 @@ def check_clocks(context: Context) -> list[Finding]:
     """The Date header of object storage and of MLflow."""
     urls = [*context.datasets, *([context.run] if context.run else []), *context.urls]
     servers = {endpoint: f"the storage at {urlsplit(endpoint).netloc}" for url in urls if (endpoint := _endpoint(url))}
-    if (tracking := context.tracking_uri) and tracking.startswith("http"):
-        servers[tracking] = f"MLflow at {urlsplit(mask(tracking)).netloc}"
+    # That none is named for a run that needs one is said by the check of MLflow.
+    with suppress(ConfigError):
+        if (tracking := context.tracking_uri) and tracking.startswith("http"):
+            servers[tracking] = f"MLflow at {urlsplit(mask(tracking)).netloc}"
     return [_compare(url, who) for url, who in servers.items()]
 
 

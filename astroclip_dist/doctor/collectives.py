@@ -26,9 +26,6 @@ def check_collectives(context: Context) -> list[Finding]:
         gpus = len(read_driver().gpus)
     except NoDriverError:
         gpus = 0
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        gpus = min(gpus, len([number for number in visible.split(",") if number]))
     found = [all_reduce("gloo", 2)]
     if gpus:
         found.append(all_reduce("nccl", gpus))

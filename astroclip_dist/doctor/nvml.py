@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ class Driver:
 
 
 def read_driver() -> Driver:
-    """Ask the driver.
+    """Ask the driver for those GPUs that CUDA would show this process.
 
     Raises:
         NoDriverError
@@ -84,16 +85,39 @@ def read_driver() -> Driver:
         raise NoDriverError(str(error)) from error
     try:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
+        numbers = visible(os.environ.get("CUDA_VISIBLE_DEVICES"), [pynvml.nvmlDeviceGetUUID(one) for one in handles])
         cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()
         return Driver(
             pynvml.nvmlSystemGetDriverVersion(),
             (cuda // 1000, cuda % 1000 // 10),
-            tuple(_gpu(number, handles) for number in range(len(handles))),
+            tuple(_gpu(number, numbers, handles) for number in numbers),
         )
     except pynvml.NVMLError as error:
         raise NoDriverError(f"the driver answers with an error: {error}") from error
     finally:
         pynvml.nvmlShutdown()
+
+
+def visible(chosen: str | None, uuids: list[str]) -> list[int]:
+    """Numbers of the GPUs that CUDA_VISIBLE_DEVICES lets a process see: the first entry that means none ends the list
+    (CUDA C++ Programming Guide, environment variables).
+
+    Args:
+        chosen: numbers, or beginnings of UUIDs, separated by commas; None: all.
+        uuids: of all GPUs, in the order of the bus.
+    """
+    if chosen is None:
+        return list(range(len(uuids)))
+    numbers = []
+    for entry in map(str.strip, chosen.split(",")):
+        if entry.isdigit():
+            meant = [int(entry)] if int(entry) < len(uuids) else []
+        else:
+            meant = [number for number, uuid in enumerate(uuids) if entry and uuid.startswith(entry)]
+        if not meant:
+            break
+        numbers.append(meant[0])
+    return numbers
 
 
 def gpus_on_the_bus() -> int:
@@ -105,7 +129,7 @@ def gpus_on_the_bus() -> int:
     )
 
 
-def _gpu(number: int, handles: list[Any]) -> Gpu:
+def _gpu(number: int, numbers: list[int], handles: list[Any]) -> Gpu:
     handle = handles[number]
     memory = _asked(lambda: pynvml.nvmlDeviceGetMemoryInfo(handle))
     ecc = _asked(lambda: pynvml.nvmlDeviceGetEccMode(handle))
@@ -139,7 +163,7 @@ def _gpu(number: int, handles: list[Any]) -> Gpu:
         split=None if split is None else split[0] == pynvml.NVML_DEVICE_MIG_ENABLE,
         links=links.count(pynvml.NVML_FEATURE_ENABLED),
         links_down=links.count(pynvml.NVML_FEATURE_DISABLED),
-        peers=tuple(other for other in range(len(handles)) if other != number and _reaches(handle, handles[other])),
+        peers=tuple(other for other in numbers if other != number and _reaches(handle, handles[other])),
     )
 
 

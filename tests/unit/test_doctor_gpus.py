@@ -11,7 +11,7 @@ from astroclip_dist.config import load_config
 from astroclip_dist.doctor.collectives import all_reduce
 from astroclip_dist.doctor.context import Context
 from astroclip_dist.doctor.gpus import check_gpus, findings_of
-from astroclip_dist.doctor.nvml import THROTTLES, Driver, Gpu, NoDriverError, read_driver
+from astroclip_dist.doctor.nvml import THROTTLES, Driver, Gpu, NoDriverError, read_driver, visible
 from astroclip_dist.doctor.torch_build import check_torch, why_not
 from tests.conftest import REPOSITORY
 
@@ -97,6 +97,14 @@ def test_what_is_wrong_with_a_gpu_is_said(change: dict[str, object], state: str,
     assert wrong.state == state
     assert said in wrong.what
     assert wrong.mend
+
+
+@pytest.mark.parametrize(
+    ("chosen", "numbers"),
+    [(None, [0, 1, 2]), ("2,0", [2, 0]), ("GPU-b", [1]), ("", []), ("1,-1,0", [1]), ("0,7,1", [0]), ("NoDevFiles", [])],
+)
+def test_only_gpus_that_a_process_may_see_count(chosen: str | None, numbers: list[int]) -> None:
+    assert visible(chosen, ["GPU-a1", "GPU-b2", "GPU-c3"]) == numbers
 
 
 def test_a_gpu_that_tells_nothing_is_no_problem() -> None:
