@@ -138,17 +138,22 @@ def _logs(args: argparse.Namespace) -> int:
 
 def _cancel(args: argparse.Namespace) -> int:
     desk = _desk()
-    return _each(desk, args.names, desk.cancel)
+    return _each(desk, args.names, desk.cancel, "is asked to end")
 
 
 def _requeue(args: argparse.Namespace) -> int:
     desk = _desk()
-    return _each(desk, [args.name], desk.requeue)
+    return _each(desk, [args.name], desk.requeue, "is asked to save, and then queued again")
 
 
-def _each(desk: Any, given: list[str], change: Callable[[str], Any]) -> int:
-    """Change all jobs that are meant, whatever becomes of the others; the exit code of the worst."""
+def _each(desk: Any, given: list[str], change: Callable[[str], Any], meanwhile: str) -> int:
+    """Change all jobs that are meant, whatever becomes of the others; the exit code of the worst.
+
+    Args:
+        meanwhile: what happens to one that still runs.
+    """
     from astroclip_dist.errors import UserError
+    from launchers.jobs.status import JobState
 
     worst = 0
 
@@ -163,7 +168,8 @@ def _each(desk: Any, given: list[str], change: Callable[[str], Any]) -> int:
 
     for name in dict.fromkeys(one for some in given for one in tried(desk.names_of, some) or ()):
         if (job := tried(change, name)) is not None:
-            print(f"{name}: {job.status.state}" + (f" ({job.status.reason})" if job.status.reason else ""))
+            still = f"{meanwhile}; " if job.status.state is JobState.RUNNING else ""
+            print(f"{name}: {still}{job.status.state}" + (f" ({job.status.reason})" if job.status.reason else ""))
     return worst
 
 

@@ -26,11 +26,13 @@ class Submission:
     Attributes:
         is_new: False: the same job waits, runs or has succeeded already, and was left alone.
         unlike: limits of the job that is there which are other ones than those of the task.
+        finished: it was handed over by a submit that was killed, and let start only now.
     """
 
     record: JobRecord
     is_new: bool
     unlike: tuple[str, ...] = ()
+    finished: bool = False
 
 
 @dataclass(frozen=True)
@@ -219,9 +221,10 @@ class JobDesk:
         if status != record.last:
             record = self._records.add(record, last=status)
         if status.state is JobState.PENDING and not record.released and not self._records.changed_by(record.name):
-            why = f"held back ({status.reason})" if status.reason else "held back"
-            reason = f"{why}: its submit did not come to its end; submit it again, or cancel it"
-            return Job(record, dataclasses.replace(status, reason=reason))
+            killed = "its submit did not come to its end: submit it again, or cancel it"
+            return Job(
+                record, dataclasses.replace(status, reason=f"{status.reason}; {killed}" if status.reason else killed)
+            )
         return Job(record, status)
 
     def _remembered(self, record: JobRecord, status: JobStatus | None, runs: dict[str, RunProgress]) -> Job:
@@ -254,7 +257,12 @@ class JobDesk:
         if held:
             queue.release([_id_of(record) for record in held])
         free = {record.name: self._records.add(record, released=True) for record in held}
-        return [dataclasses.replace(one, record=free.get(one.record.name, one.record)) for one in submissions]
+        return [
+            dataclasses.replace(one, record=record, finished=not one.is_new)
+            if (record := free.get(one.record.name)) is not None
+            else one
+            for one in submissions
+        ]
 
     def _ids_to_wait_for(self, names: Sequence[str], place: Place, queue: JobQueue) -> list[str]:
         """Of those that have not succeeded yet: an engine may have forgotten one that has."""

@@ -37,6 +37,8 @@ def submission_in_words(submission: Submission) -> str:
         on = "; the run goes on where it was" if record.attempt and record.run else ""
         return f"{record.name}: submitted as {where}{again}{on}"
     line = f"{record.name}: {where} is {record.last.state} already; nothing was submitted"
+    if submission.finished:
+        line = f"{record.name}: {where} was submitted by a process that was killed; it may start now"
     if submission.unlike:
         line += (
             f"\n  it keeps its {', '.join(submission.unlike)}: to change that, cancel it "

@@ -401,7 +401,7 @@ def _everything_is_listed(jobs: Sequence[Job], left: dict[str, str]) -> None:
         status = told[job_id].status
         if state == "held":
             assert status.state is JobState.PENDING
-            assert "its submit did not come to its end; submit it again, or cancel it" in str(status.reason)
+            assert "its submit did not come to its end: submit it again, or cancel it" in str(status.reason)
         else:
             assert status.state is JobState.RUNNING
     for job in jobs:

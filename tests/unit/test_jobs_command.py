@@ -6,6 +6,9 @@ import json
 import logging
 import re
 import shlex
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,15 +162,50 @@ def test_how_far_a_run_is_stands_in_the_list(astroclip: Astroclip, folder: Path)
     run.put(PROGRESS_FILE, b'{"step": 12, "steps": 40, "time": "2026-01-01T00:00:00Z"}')
     with EventLog(run) as events:
         events.write("restarting", cause="rank 1 died")
-    astroclip("submit", write_job(folder))
-    until_over(astroclip, "look")
-    [record] = JobRecords().all()
-    JobRecords().write(record.model_copy(update={"run": run.url}))
+    failed = JobStatus(JobState.FAILED, submitted="2026-01-01T00:00:00Z")
+    JobRecords().write(RECORD.model_copy(update={"run": run.url, "last": failed}))
     [job] = astroclip.json("list")
     assert (job["progress"]["step"], job["progress"]["steps"], job["progress"]["restarts"]) == (12, 40, 1)
     assert job["progress"]["last_event"] == "restarted: rank 1 died"
     assert re.search(r"failed +1 +12/40", astroclip("list"))
-    assert re.search(r"last event +restarted: rank 1 died \((just now|\d+ s ago)\)", astroclip("status", "look"))
+    assert re.search(r"last event +restarted: rank 1 died \((just now|\d+ s ago)\)", astroclip("status", "align"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["before submit", "after submit", "after release"])
+def test_a_submit_to_this_machine_that_is_killed_is_finished_by_the_next(
+    moment: str, astroclip: Astroclip, folder: Path
+) -> None:
+    path = write_job(folder)
+    # Another process, which ends itself as SIGKILL would.
+    kill = (
+        "import os, signal, sys\n"
+        "from astroclip_dist.cli import main\n"
+        "from launchers.local.queue import LocalQueue\n"
+        "when, name = sys.argv[1].split()\n"
+        "real = getattr(LocalQueue, name)\n"
+        "def killed(*arguments):\n"
+        "    done = None if when == 'before' else real(*arguments)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "setattr(LocalQueue, name, killed)\n"
+        "main(['jobs', 'submit', sys.argv[2]])\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", kill, moment, path], cwd=folder, timeout=60, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    [job] = astroclip.json("list")
+    if moment == "before submit":
+        assert (job["state"], job["id"], job["reason"]) == ("unknown", None, "was never handed over to local")
+    elif moment == "after submit":
+        assert (job["state"], job["id"]) == ("pending", "look.0")
+        assert "its submit did not come to its end: submit it again, or cancel it" in job["reason"]
+    else:
+        assert job["id"] == "look.0"
+    again = astroclip("submit", path)
+    assert until_over(astroclip, "look")["state"] == "failed"
+    if moment == "before submit":
+        assert again == "look: submitted as local job look.0\n"
+    elif moment == "after submit":
+        assert again == "look: local job look.0 was submitted by a process that was killed; it may start now\n"
 
 
 RECORD = JobRecord(
