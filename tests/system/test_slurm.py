@@ -95,13 +95,12 @@ def test_what_slurm_refuses_is_an_error_that_names_the_field(cluster: SlurmClust
 
 @pytest.mark.slow
 def test_a_job_that_fails_says_how_and_cancels_what_waits_for_it(cluster: SlurmCluster) -> None:
+    launcher = cluster.write_job("any", VERSION).read_text().splitlines()[1]
     path = cluster.folder / "chain.yaml"
-    first = cluster.write_job("first", "command: [embed, nothing]\n")
-    launcher = first.read_text().splitlines()[1]
     path.write_text(
-        f"pipeline: chain\n{launcher}\njobs:\n"
-        "  - {name: one, command: [--version]}\n  - {name: two, command: [embed, nothing], after: [one]}\n"
-        "  - {name: three, command: [--version], after: [two]}\n"
+        f"name: chain\ndefaults:\n  {launcher}\njobs:\n"
+        "  one: {command: [--version]}\n  two: {command: [embed, nothing], after: [one]}\n"
+        "  three: {command: [--version], after: [two]}\n"
     )
     astroclip("jobs", "submit", path)
     states = {name: cluster.wait_for_state(name, state) for name, state in _ENDS.items()}
@@ -116,8 +115,12 @@ _ENDS = {"chain-one": "succeeded", "chain-two": "failed", "chain-three": "cancel
 @pytest.mark.slow
 def test_the_runs_of_a_sweep_are_an_array_two_at_a_time(cluster: SlurmCluster, tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
-    config.write_text(f"data: {tmp_path}/nothing\nrun: {tmp_path}/run\nlength: 3 steps\n")
-    # Each fails for want of data, a second after its start: long enough to see how many run.
+    config.write_text(
+        f"data: {tmp_path}/nothing\nrun: {tmp_path}/run\nlength: 3 steps\noptimizer: {{lr: 1e-3}}\n"
+        "batch: {global_size: 8, lanes: 4}\nobjective: {head: {embedding: 32}}\n"
+        "health: {preemption_deadline: 20 s}\n"
+    )
+    # Each fails for want of data, soon after its start; with this, late enough to see how many run.
     setup = "launcher.setup=[sleep 3]"
     path = cluster.write_job("sweep", f"config: {config}\nsweep: {{seed: [1, 2, 3, 4]}}\nsweep_at_once: 2\n")
     told = json.loads(astroclip("jobs", "submit", path, setup, "--json"))
@@ -166,7 +169,9 @@ def test_of_a_submit_that_is_killed_nothing_runs_and_the_next_one_adopts_it(clus
     # Killed at its next command, which is the release: by a command of Slurm's that kills who called it.
     deadly = cluster.folder / "deadly"
     deadly.mkdir()
-    (deadly / "scontrol").write_text(f'#!/bin/sh\n[ "$1" = release ] && kill -9 $PPID\nexec {real} "$@"\n')
+    (deadly / "scontrol").write_text(
+        f'#!/bin/sh\n[ "$1" != release ] || {{ kill -9 $PPID; exit; }}\nexec {real} "$@"\n'
+    )
     (deadly / "scontrol").chmod(stat.S_IRWXU)
     command = [sys.executable, "-m", "astroclip_dist.cli", "jobs", "submit", str(path)]
     environment = {**os.environ, "PATH": f"{deadly}:{os.environ['PATH']}"}
