@@ -20,6 +20,7 @@ from astroclip_dist.store import Store
 from astroclip_dist.train.event_log import read_events
 from astroclip_dist.train.mlflow_run import read_history
 from launchers.kubernetes.manifest import ARGUMENTS_VARIABLE, ENTRY_POINT
+from tests.system import test_ray_nodes
 from tests.system.hosts import Hosts, why_not
 from tests.system.test_ray_nodes import Cluster, wait_until
 from tests.system.training_runs import undisturbed, write_config
@@ -39,6 +40,8 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     MlflowClient(uri).search_experiments()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
+        # Three starts of workers, on a machine that may have two cores and much else to do.
+        patch.setattr(test_ray_nodes, "PATIENCE_S", 400.0)
         yield
 
 

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from astroclip_dist.errors import ConfigError
+from launchers.jobs.spec import load_job
 from launchers.jobs.task import CONFIG_VARIABLE, Task, tasks_of
 from launchers.kubernetes.manifest import ARGUMENTS_VARIABLE, RAY_VERSION, ray_job
 from launchers.kubernetes.queue import KubernetesQueue
@@ -21,6 +22,7 @@ from tests.crd_validation import Definitions, kueue_problems
 from tests.unit.kubernetes_jobs import job, task, write_run_config
 
 GOLDEN = Path(__file__).parent / "golden"
+EXAMPLE = Path(__file__).resolve().parents[2] / "configs/jobs/kubernetes.yaml"
 TWO_NODES: dict[str, Any] = {
     "launcher": {
         "topology": "cloud.site/block",
@@ -65,10 +67,15 @@ def golden_task(name: str, config: Path) -> Task:
 
 
 @pytest.mark.parametrize("name", ["one-node", "two-nodes", "command"])
-def test_manifests_are_those_that_were_read_and_found_good(name: str, config: Path, definitions: Definitions) -> None:
+def test_three_jobs_are_valid(name: str, config: Path, definitions: Definitions) -> None:
     manifest = ray_job(golden_task(name, config))
     assert definitions.problems(manifest) == []
     assert kueue_problems(manifest) == []
+
+
+@pytest.mark.parametrize("name", ["one-node", "two-nodes", "command"])
+def test_manifests_are_those_that_were_read_and_found_good(name: str, config: Path) -> None:
+    manifest = ray_job(golden_task(name, config))
     # Both change with every key that a configuration gets.
     manifest["metadata"]["annotations"]["astroclip-dist/digest"] = "DIGEST"
     for container in _ray_containers(manifest):
@@ -76,6 +83,14 @@ def test_manifests_are_those_that_were_read_and_found_good(name: str, config: Pa
             if variable["name"] == CONFIG_VARIABLE:
                 variable["value"] = "CONFIGURATION"
     assert manifest == yaml.safe_load((GOLDEN / f"{name}.yaml").read_text())
+
+
+def test_the_example_is_valid(definitions: Definitions) -> None:
+    urls = ["override.data=s3://galaxies/images", "override.run=s3://runs/image"]
+    [one] = tasks_of(load_job(EXAMPLE, ["image=registry.site/astroclip:0.1.0", "queue=training", *urls]))
+    manifest = ray_job(one)
+    assert definitions.problems(manifest) == []
+    assert kueue_problems(manifest) == []
 
 
 def test_what_is_printed_is_what_is_handed_over(config: Path) -> None:
