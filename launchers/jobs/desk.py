@@ -266,12 +266,13 @@ class JobDesk:
 
     def _ids_to_wait_for(self, names: Sequence[str], place: Place, queue: JobQueue) -> list[str]:
         """Of those that have not succeeded yet: an engine may have forgotten one that has."""
-        if names and not queue.depends:
-            raise ConfigError("after", ", ".join(names), f"{place.name} cannot start a job after others.")
         ids = []
         for job in self.jobs(names) if names else ():
             if job.status.state is JobState.SUCCEEDED:
                 continue
+            if not queue.depends:
+                mend = f"{place.name} cannot start a job after others: submit it when that has succeeded."
+                raise ConfigError("after", job.record.name, mend)
             if job.record.place.name != place.name:
                 raise ConfigError(
                     "after", job.record.name, f"It is not at {place.name}, which knows its own jobs only."

@@ -59,7 +59,7 @@ class JobQueue(Protocol):
         """Let held jobs start; does nothing to others."""
 
     def statuses(self, ids: Sequence[str]) -> Mapping[str, JobStatus]:
-        """What the engine knows of each job (UNKNOWN included), asked for at once."""
+        """What the engine knows of each job, asked for at once. One that it does not know is UNKNOWN, or left out."""
 
     def logs(self, job_id: str, follow: bool) -> Iterator[str]:
         """Lines of what the job has printed, over all its starts as far as the engine keeps them.

@@ -85,9 +85,11 @@ class JobSpec(Section):
     sweep_at_once: int | None = Field(default=None, gt=0, description="runs of a sweep at one time; all if unset")
     command: tuple[str, ...] | None = Field(default=None, description="arguments of astroclip: [embed, RUN, DATA, OUT]")
     launcher: Place
-    queue: str | None = Field(default=None, description="partition of Slurm, LocalQueue of Kueue")
+    queue: str | None = Field(default=None, min_length=1, description="partition of Slurm, LocalQueue of Kueue")
     priority: str | None = Field(
-        default=None, description="QOS of Slurm, WorkloadPriorityClass of Kueue; low, normal or high on this machine"
+        default=None,
+        min_length=1,
+        description="QOS of Slurm, WorkloadPriorityClass of Kueue; low, normal or high on this machine",
     )
     nodes: int = Field(default=1, gt=0)
     min_nodes: int | None = Field(default=None, gt=0, description="start and go on with as few; ``nodes`` if unset")
@@ -103,7 +105,7 @@ class JobSpec(Section):
     )
     environment: dict[Variable, Annotated[str, BeforeValidator(_variable_value)]] = Field(default_factory=dict)
     secrets: tuple[Variable, ...] = Field(default=(), description="variables whose values are never written down")
-    image: str | None = Field(default=None, description="container image with astroclip-dist")
+    image: str | None = Field(default=None, min_length=1, description="container image with astroclip-dist")
 
     @model_validator(mode="after")
     def _one_thing_to_do(self) -> Self:

@@ -231,7 +231,11 @@ def test_jobs_that_wait_for_others(desk: JobDesk, engine: FileEngine) -> None:
         desk.submit([task("sky-e")], after=["sky-c"])
     with pytest.raises(ConfigError, match="No job of that name"):
         desk.submit([task("sky-e")], after=["nowhere"])
+    engine.depends = False
+    with pytest.raises(ConfigError, match=r"after: sky-a\. local cannot start a job after others"):
+        desk.submit([task("sky-e")], after=["sky-a"])
     assert "sky-e.0" not in engine.state()
+    assert desk.submit([task("sky-e")], after=["sky-b"])[0].is_new
 
 
 def test_an_engine_that_is_away_does_not_hide_the_jobs_of_others(

@@ -76,6 +76,7 @@ def refusal(folder: Path, **values: Any) -> str:
         ({"min_nodes": 2}, "min_nodes: 2. It is more than nodes = 1"),
         ({"gpus_per_node": 2, "workers_per_node": 4}, "workers cannot share a GPU"),
         ({"memory_per_node": 64}, "memory_per_node: 64. Too little; write its unit: '64 GB'"),
+        ({"queue": ""}, "queue: ''. String should have at least 1 character"),
         ({"time_limit": 60}, "time_limit: 60. write a number and its unit"),
         ({"override": {"workers": 4}}, "override.workers: given. The job's nodes"),
         ({"sweep": {"min_workers": [1, 2]}}, "sweep.min_workers: given. The job's nodes"),

@@ -21,7 +21,7 @@ from astroclip_dist.store import Store
 from astroclip_dist.train.event_log import EventLog
 from astroclip_dist.train.run_folder import PROGRESS_FILE
 from launchers.jobs.desk import Job
-from launchers.jobs.places import LocalPlace
+from launchers.jobs.places import LocalPlace, RayPlace
 from launchers.jobs.progress import RunProgress
 from launchers.jobs.records import JobRecord, JobRecords
 from launchers.jobs.showing import duration, job_in_words, table_of
@@ -219,6 +219,21 @@ RECORD = JobRecord(
     run="s3://bucket/runs/align",
     limits={"nodes": 2, "time_limit": None},
 )
+
+
+def test_a_cluster_that_is_away_hides_no_other_job(astroclip: Astroclip) -> None:
+    records = JobRecords()
+    over = JobStatus(JobState.SUCCEEDED)
+    records.write(RECORD.model_copy(update={"name": "here", "run": None, "last": over}))
+    # Nobody listens at port 9.
+    there = {"name": "there", "run": None, "place": RayPlace(address="http://127.0.0.1:9")}
+    records.write(RECORD.model_copy(update={**there, "last": JobStatus(JobState.RUNNING)}))
+    here, away = astroclip.json("list")
+    assert (here["state"], away["state"]) == ("succeeded", "unknown")
+    assert re.search(r"ray does not answer .*127\.0\.0\.1:9.*; last heard: running", away["reason"])
+    assert "error: launcher.address: http://127.0.0.1:9" in astroclip("status", "there", code=1)
+    assert "error: launcher.address: http://127.0.0.1:9" in astroclip("cancel", "there", code=1)
+    assert records.all()[1].last.state is JobState.RUNNING
 
 
 def test_a_running_training_in_words() -> None:
