@@ -7,6 +7,7 @@ from typing import Any
 
 from astroclip_dist.config import RunConfig
 from astroclip_dist.train.preemption import Notice
+from launchers.ray.secret_names import require_secrets
 
 # One a process: Ray starts a new process for every worker. Signals do not reach a thread; calls to the actor do.
 _notice = Notice()
@@ -20,7 +21,11 @@ def train_on_worker(settings: dict[str, Any]) -> int:
 
     Returns:
         0 at the end of training, 75 when it was asked to leave.
+
+    Raises:
+        ConfigError: a secret of the job is not on this node.
     """
+    require_secrets()
     import ray.train
     import torch
 

@@ -99,6 +99,7 @@ class _Signals(LeaveSignals):
 
 def _fit(config: RunConfig, max_failures: int, notice: Notice, own_cluster: bool) -> int:
     """Start the workers, restart them at most ``max_failures`` times, and give the first rank's exit code."""
+    import ray
     from ray.train.torch import TorchConfig
     from ray.train.v2.api.config import FailureConfig, ScalingConfig
     from ray.train.v2.api.config import RunConfig as RayRunConfig
@@ -108,7 +109,8 @@ def _fit(config: RunConfig, max_failures: int, notice: Notice, own_cluster: bool
     from launchers.ray.sizes import RunSizes, RunTrainer
     from launchers.ray.worker import train_on_worker
 
-    use_gpu = config.device != "cpu" and _has_gpu(config.device)
+    # The cluster's, for this process may be on a head without any.
+    use_gpu = config.device == "cuda" or (config.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
     sizes = config.world_sizes
     scaling = ScalingConfig(
         num_workers=(sizes[0], sizes[-1]), use_gpu=use_gpu, elastic_resize_monitor_interval_s=_RESIZE_CHECK_S
@@ -170,12 +172,6 @@ def _local_cluster(workers: int) -> dict[str, Any]:
         "include_dashboard": False,
         "_node_ip_address": "127.0.0.1",
     }
-
-
-def _has_gpu(device: str) -> bool:
-    import torch
-
-    return device == "cuda" or torch.cuda.is_available()
 
 
 def _restarts(run: Store) -> int:
