@@ -19,6 +19,7 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import psutil
 from server_process import HOST, ServerError, ServerProcess, write_private
@@ -45,6 +46,8 @@ STOP_WAIT = 90
 START_TIMEOUT = 7 * 24 * 3600
 # Bytes. Trainings send no data through Ray, which would take a third of the memory for that.
 OBJECT_STORE = 200_000_000
+# A part of Ray that is slow to come up (15 s, on a busy machine) ends the whole node.
+TRIES = 3
 NODE_VARIABLE = "ASTROCLIP_RAY_NODE"
 
 
@@ -73,6 +76,22 @@ class RayNode(ServerProcess):
 
     def __init__(self, folder: Path) -> None:
         super().__init__("ray", folder)
+
+    def start_again(self, *arguments: Any) -> None:
+        """``start``, more than once where Ray ends while it comes up.
+
+        Raises:
+            ServerError: of the last try; at once where a node runs in the folder already.
+        """
+        if self.process():
+            raise ServerError(f"Ray runs already in {self.folder}: stop it first")
+        for left in reversed(range(TRIES)):
+            try:
+                self.start(*arguments)
+                return
+            except ServerError:
+                if not left:
+                    raise
 
     def stop(self, grace_s: float = 10.0) -> bool:
         """End every process that this node has started, jobs included. False: there was none."""
@@ -116,7 +135,7 @@ def start_head(node: RayNode, options: argparse.Namespace) -> str:
     api = f"http://{options.dashboard_host}:{options.dashboard_port}"
     dashboard = [f"--dashboard-host={options.dashboard_host}", f"--dashboard-port={options.dashboard_port}"]
     secret = token.read_text().strip()
-    node.start(
+    node.start_again(
         _command(node, options, ["--head", "--include-dashboard=true", *dashboard], PORT_OPTIONS),
         options.dashboard_port,
         lambda: _answers(api, secret),
@@ -132,7 +151,7 @@ def join(node: RayNode, options: argparse.Namespace) -> str:
         raise ServerError(f"no token in {options.token}: copy the head's (ray_cluster.py token DIR says where it is)")
     written = node.log.stat().st_size if node.log.exists() else 0
     ports = tuple(option for option in PORT_OPTIONS if option not in HEAD_ONLY)
-    node.start(
+    node.start_again(
         _command(node, options, [f"--address={options.head}"], ports),
         options.first_port + PORT_OPTIONS.index("--node-manager-port"),
         lambda: "Ray runtime started." in node.log.read_text(errors="replace")[written:],

@@ -139,4 +139,12 @@ class RayOnHosts:
         return found
 
     def _run(self, name: str, *arguments: str | Path) -> str:
-        return self.hosts.run(name, [sys.executable, SCRIPT, *map(str, arguments)], self._environment)
+        done = subprocess.run(
+            [*self.hosts.within(name), sys.executable, SCRIPT, *map(str, arguments)],
+            env={**os.environ, **self._environment},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
