@@ -79,10 +79,8 @@ class JobDesk:
         with ExitStack() as held:
             for task in sorted(tasks, key=lambda task: task.name):
                 held.enter_context(self._records.changing(task.name))
-            before = {task.name: self._records.read(task.name) for task in tasks}
-            there = {
-                job.record.name: job for job in self._ask([record for record in before.values() if record is not None])
-            }
+            read = [self._records.read(task.name) for task in tasks]
+            there = {job.record.name: job for job in self._ask([record for record in read if record is not None])}
             done = {task.name: found for task in tasks if (found := _same(task, there.get(task.name))) is not None}
             new = [task for task in tasks if task.name not in done]
             if new:
@@ -96,7 +94,8 @@ class JobDesk:
                     ids = queue.submit(new, attempt, waits_for)
                 except ConfigError:
                     for task in new:
-                        self._records.withdraw(task.name, before[task.name])
+                        before = there.get(task.name)
+                        self._records.withdraw(task.name, None if before is None else before.record)
                     raise
                 for record, job_id in zip(records, ids, strict=True):
                     taken = record.model_copy(update={"job_id": job_id})

@@ -38,7 +38,8 @@ def submission_in_words(submission: Submission) -> str:
         return f"{record.name}: submitted as {where}{again}{on}"
     line = f"{record.name}: {where} is {record.last.state} already; nothing was submitted"
     if submission.finished:
-        line = f"{record.name}: {where} was submitted by a process that was killed; it may start now"
+        then = "may start now" if record.last.state is JobState.PENDING else f"is {record.last.state}"
+        line = f"{record.name}: {where} was submitted by a process that was killed; it {then}"
     if submission.unlike:
         line += (
             f"\n  it keeps its {', '.join(submission.unlike)}: to change that, cancel it "

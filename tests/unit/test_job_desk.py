@@ -357,7 +357,13 @@ def _submit_killed(
 
 @pytest.mark.parametrize(
     ("earlier", "then"),
-    [(None, "list"), (None, "status"), (None, "submit"), (None, "cancel"), ("failed", "submit")],
+    [
+        (None, "list"),
+        (None, "status"),
+        (None, "submit"),
+        (None, "cancel"),
+        pytest.param("failed", "submit", marks=pytest.mark.slow),
+    ],
 )
 def test_a_submit_killed_at_any_moment_loses_nothing(
     earlier: str | None, then: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
