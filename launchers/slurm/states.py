@@ -61,8 +61,8 @@ _WAITS = {
     "BadConstraints": "no node has what it asks for",
     "launch failed requeued held": "a node could not start it; held until it is released",
 }
-# QOSMaxCpuPerUserLimit, AssocGrpGRES, ...: who has the limit, and of what.
-_LIMIT = re.compile(r"(QOS|Assoc)(Grp|Max|Min|Job|Usage)?(\w*?)(Limit)?")
+# QOSMaxCpuPerUserLimit, MaxCpuPerAccount (of a QOS, too), AssocGrpGRES, ...
+_LIMIT = re.compile(r"(QOS)\w+|(Assoc)\w+|Max\w+PerAccount\w*")
 
 
 def status_of(entry: QueueEntry) -> JobStatus:
@@ -89,7 +89,7 @@ def _why_it_waits(entry: QueueEntry) -> str:
     if name in _WAITS:
         return f"{_WAITS[name]} ({term})"
     if limit := _LIMIT.fullmatch(name):
-        owner = "the QOS" if limit[1] == "QOS" else "the account"
+        owner = "the account" if limit[2] else "the QOS"
         return f"a limit of {owner} is reached: {term}"
     return term
 

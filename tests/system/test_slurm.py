@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from launchers.slurm.commands import record_entries
+from launchers.slurm.states import status_of
 from tests.system.slurm_cluster import SlurmCluster, astroclip, small_slurm, try_astroclip
 from tests.until import until
 
@@ -232,15 +234,12 @@ def test_a_quota_is_refused_or_waits_with_the_reason(waiting: str) -> None:
         astroclip("jobs", "submit", cluster.write_job("within", quota))
         cluster.wait_for_state("within", "running")
         astroclip("jobs", "submit", cluster.write_job("above", quota))
-        told = cluster.wait_for("above", lambda told: "QOSMax" in (told["reason"] or ""))
-        assert told["reason"].startswith("a limit of the QOS is reached: QOSMaxC")
+        told = cluster.wait_for("above", lambda told: "limit" in (told["reason"] or ""))
+        assert (told["state"], told["reason"]) == ("pending", "a limit of the QOS is reached: MaxCpuPerAccount")
         # The accounting knows a job that the controller has forgotten.
         job = cluster.id_of("within")
         astroclip("jobs", "cancel", "within")
         astroclip("jobs", "cancel", "above")
-        from launchers.slurm.commands import record_entries
-        from launchers.slurm.states import status_of
-
         until(lambda: [entry.state for entry in record_entries([job])] == ["CANCELLED"])
         [entry] = record_entries([job])
         assert status_of(entry).state == "cancelled"

@@ -38,6 +38,7 @@ def entry(
         (entry("PENDING", "Resources"), "pending", "no free nodes (Resources)"),
         (entry("PENDING", "Priority"), "pending", "others come first (Priority)"),
         (entry("PENDING", "QOSMaxCpuPerUserLimit"), "pending", "a limit of the QOS is reached: QOSMaxCpuPerUserLimit"),
+        (entry("PENDING", "MaxCpuPerAccount"), "pending", "a limit of the QOS is reached: MaxCpuPerAccount"),
         (entry("PENDING", "AssocGrpGRES"), "pending", "a limit of the account is reached: AssocGrpGRES"),
         (entry("PENDING", "SomethingNew"), "pending", "SomethingNew"),
         (
