@@ -8,7 +8,7 @@ import sys
 from urllib.parse import urlsplit
 
 from astroclip_dist.doctor.context import Context
-from astroclip_dist.doctor.findings import Finding, fine, problem
+from astroclip_dist.doctor.findings import Finding, fine, problem, warning
 from astroclip_dist.doctor.outcome import ask
 from astroclip_dist.runs.wording import many
 
@@ -44,7 +44,11 @@ def check_ray(context: Context) -> list[Finding]:
 def _cluster(address: str) -> Finding:
     answers, said = ask([sys.executable, "-c", _QUESTION, address], _ANSWER_S)
     if answers:
-        return fine(f"Ray at {address} lets us in: {many(int(said.splitlines()[-1]), 'node')}", usable=True)
+        nodes = int(said.splitlines()[-1])
+        about = f"Ray at {address} lets us in: {many(nodes, 'node')}"
+        if not nodes:
+            return warning(about, "It may be starting; else look at its log, and at what joins it.", usable=False)
+        return fine(about, usable=True, nodes=nodes)
     mend = (
         "Use the cluster's token (RAY_AUTH_MODE=token with RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token) and its version"
         " of Ray."
