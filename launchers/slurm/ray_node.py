@@ -13,11 +13,13 @@ import sys
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 STARTED = "Ray runs on"
-_START_S = 180.0
-_END_S = 10.0
+_START_S = 120.0
+_END_S = 5.0
+# Ray gives its own processes 30 s to come up, which are too few on a node that is busy.
+_TRIES = 3
 # Each by chance, so that jobs of one user can share a node.
 _PORTS = (
     *("--node-manager-port=0", "--object-manager-port=0", "--min-worker-port=0", "--max-worker-port=0"),
@@ -52,16 +54,12 @@ class RayNode:
         self._ended = False
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
-            self._command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL
-        )
-        threading.Thread(target=self._read, daemon=True).start()
-        with self._news:
-            self._news.wait_for(lambda: self._runs or self._ended, _START_S)
-        if not self._runs:
+        for _ in range(_TRIES):
+            self._start()
+            if self._runs:
+                return self
             self._end()
-            raise RayNodeError("Ray does not start:\n" + "".join(self._lines[-30:]))
-        return self
+        raise RayNodeError("Ray does not start:\n" + "".join(self._lines[-30:]))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -77,10 +75,19 @@ class RayNode:
     def _runs(self) -> bool:
         return any("Ray runtime started." in line for line in self._lines)
 
-    def _read(self) -> None:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
+    def _start(self) -> None:
+        """Return when Ray runs, or cannot."""
+        self._lines, self._ended = [], False
+        self._process = subprocess.Popen(
+            self._command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL
+        )
+        reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
+        reader.start()
+        with self._news:
+            self._news.wait_for(lambda: self._runs or self._ended, _START_S)
+
+    def _read(self, output: IO[str]) -> None:
+        for line in output:
             with self._news:
                 self._lines.append(line)
                 self._news.notify_all()

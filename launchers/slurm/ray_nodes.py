@@ -17,7 +17,7 @@ from launchers.ray import ENDS_WITH_RUN
 from launchers.slurm.commands import host_names, run
 from launchers.slurm.ray_node import STARTED, RayNode, RayNodeError, address_towards
 
-_JOIN_S = 180.0
+_JOIN_S = 300.0
 _END_S = 20.0
 
 
