@@ -71,7 +71,7 @@ class Supervisor:
             if self._ended_by:
                 self._end(JobState.FAILED, self._words_of_own_end())
             elif self._folder.asked("cancel"):
-                self._end(JobState.CANCELLED, "cancelled")
+                self._end(JobState.CANCELLED, None)
             elif self._jobs.turn_is_free and self._is_first():
                 if (turn := take_lock(self._jobs.turn_lock)) is not None:
                     return turn
@@ -92,7 +92,7 @@ class Supervisor:
         self._write(state=JobState.RUNNING, reason=None, restarts=restarts, started=_now())
         # Whoever cancels writes that down before looking whether the job runs: one of the two sees the other.
         if self._folder.asked("cancel"):
-            self._end(JobState.CANCELLED, "cancelled")
+            self._end(JobState.CANCELLED, None)
             return
         self._folder.forget("requeue")
         try:
@@ -166,7 +166,7 @@ class Supervisor:
         if code == 0:
             self._end(JobState.SUCCEEDED, None)
         elif self._folder.asked("cancel"):
-            self._end(JobState.CANCELLED, "cancelled")
+            self._end(JobState.CANCELLED, None)
         elif code in _FAILED:
             self._end(JobState.FAILED, f"exit code {code} ({_FAILED[code]}): {self._folder.last_line()}")
         elif code == _INTERRUPTED:

@@ -56,12 +56,15 @@ class LocalJobs:
         return status
 
     def broken_predecessor(self, folder: JobFolder) -> str | None:
-        """Why a job can never start."""
+        """Why a job can never start: the first of those that it needs, directly or not, which has not succeeded."""
         for job_id in folder.job.after:
             status = self.status(job_id)
             if status.state in (JobState.FAILED, JobState.CANCELLED, JobState.UNKNOWN):
+                before = self.folder_of(job_id) if status.state is JobState.CANCELLED else None
+                if before is not None and (root := self.broken_predecessor(before)) is not None:
+                    return root
                 why = f": {status.reason}" if status.reason else ""
-                return f"{_name(job_id)}, which it waits for, is {status.state}{why}"
+                return f"needs {_name(job_id)}, which is {status.state}{why}"
         return None
 
     def is_ready(self, folder: JobFolder) -> bool:
@@ -113,14 +116,14 @@ class LocalJobs:
         cancelled = folder.asked("cancel")
         if not supervised:
             if cancelled:
-                return replace(status, state=JobState.CANCELLED, reason="cancelled", nodes=())
+                return replace(status, state=JobState.CANCELLED, nodes=())
             if state is None:
                 return replace(status, reason=_NOT_STARTED)
             return replace(status, state=JobState.FAILED, reason=_DEAD, nodes=())
         if status.state is JobState.RUNNING:
             return replace(status, reason="is being cancelled") if cancelled else status
         if cancelled:
-            return replace(status, state=JobState.CANCELLED, reason="cancelled")
+            return replace(status, state=JobState.CANCELLED)
         if broken := self.broken_predecessor(folder):
             return replace(status, state=JobState.CANCELLED, reason=broken)
         return replace(status, reason="; ".join(filter(None, (status.reason, self._why_waiting(folder)))))
