@@ -76,6 +76,7 @@ class RayNode(ServerProcess):
 
     def __init__(self, folder: Path) -> None:
         super().__init__("ray", folder)
+        self._written = 0
 
     def start_again(self, *arguments: Any) -> None:
         """``start``, more than once where Ray ends while it comes up.
@@ -86,12 +87,19 @@ class RayNode(ServerProcess):
         if self.process():
             raise ServerError(f"Ray runs already in {self.folder}: stop it first")
         for left in reversed(range(TRIES)):
+            self._written = self.log.stat().st_size if self.log.exists() else 0
             try:
                 self.start(*arguments)
                 return
             except ServerError:
                 if not left:
                     raise
+
+    def has_started(self) -> bool:
+        """Whether ``ray start`` says that all of this node is up."""
+        with self.log.open("rb") as log:
+            log.seek(self._written)
+            return b"Ray runtime started." in log.read()
 
     def stop(self, grace_s: float = 10.0) -> bool:
         """End every process that this node has started, jobs included. False: there was none."""
@@ -138,7 +146,8 @@ def start_head(node: RayNode, options: argparse.Namespace) -> str:
     node.start_again(
         _command(node, options, ["--head", "--include-dashboard=true", *dashboard], PORT_OPTIONS),
         options.dashboard_port,
-        lambda: _answers(api, secret),
+        # The dashboard answers before the node is up, which may yet fail.
+        lambda: node.has_started() and _answers(api, secret),
         {"address": api, "join": f"{options.host}:{options.first_port}"},
         _environment(node, token),
     )
@@ -149,12 +158,11 @@ def join(node: RayNode, options: argparse.Namespace) -> str:
     """Start a node of a cluster that is there; returns its address."""
     if not options.token.is_file():
         raise ServerError(f"no token in {options.token}: copy the head's (ray_cluster.py token DIR says where it is)")
-    written = node.log.stat().st_size if node.log.exists() else 0
     ports = tuple(option for option in PORT_OPTIONS if option not in HEAD_ONLY)
     node.start_again(
         _command(node, options, [f"--address={options.head}"], ports),
         options.first_port + PORT_OPTIONS.index("--node-manager-port"),
-        lambda: "Ray runtime started." in node.log.read_text(errors="replace")[written:],
+        node.has_started,
         {"join": options.head},
         _environment(node, options.token.resolve()),
     )
