@@ -17,7 +17,7 @@ from astroclip_dist.errors import ConfigError, UserError
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command."""
-    args = _parser().parse_args(argv)
+    args = _parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         return args.run(args)
@@ -31,6 +31,17 @@ def main(argv: list[str] | None = None) -> int:
         # The reader has seen enough (astroclip ... | head); Python would complain again at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    # argparse takes key=value only before the options.
+    if rest and (not hasattr(args, "override") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.override = [*args.override, *rest]
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:

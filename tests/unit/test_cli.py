@@ -45,3 +45,13 @@ def test_unknown_command_is_wrong_usage() -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["trian"])
     assert stopped.value.code == 2
+
+
+def test_options_may_stand_between_overrides(capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(REPOSITORY / "configs" / "demo" / "align.yaml")
+    assert main(["train", path, "seed=1", "--json", "workers=3"]) == 2
+    assert "error: workers: 3." in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["train", path, "--dryrun", "seed=2"])
+    assert ended.value.code == 2
+    assert "unrecognized arguments: --dryrun" in capsys.readouterr().err

@@ -15,7 +15,11 @@ from astroclip_dist.objectives import Setting, objective_of
 from tests.conftest import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"
-PATHS = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
+PATHS = sorted(
+    path.relative_to(CONFIGS).as_posix()
+    for path in CONFIGS.rglob("*.yaml")
+    if path.relative_to(CONFIGS).parts[0] not in ("jobs", "pipelines")
+)
 FAMILIES = ("paper", "upstream", "16xH100")
 STAGES = {"Images": "image", "Spectra": "spectrum", "Alignment": "align"}
 
