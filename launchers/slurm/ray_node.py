@@ -1,5 +1,5 @@
-"""Ray on one node of a job, until it is ended; ``python -m launchers.slurm.ray_node ADDRESS`` on all nodes but the
-first."""
+"""Ray on one node of a job; ``python -m launchers.slurm.ray_node ADDRESS`` on all nodes but the first, until its input
+ends or a SIGTERM comes."""
 
 from __future__ import annotations
 
@@ -113,6 +113,11 @@ def address_towards(host: str) -> str:
         return str(probe.getsockname()[0])
 
 
+def _follow_the_input() -> None:
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("address", metavar="HOST:PORT", help="of the head")
@@ -122,6 +127,7 @@ def main() -> int:
     own = address_towards(options.address.rpartition(":")[0])
     # The default action would leave Ray's processes and their folder behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    threading.Thread(target=_follow_the_input, daemon=True).start()
     try:
         with RayNode([f"--address={options.address}"], own, options.slots, options.gpus) as node:
             print(f"{STARTED} {os.environ['SLURMD_NODENAME']} ({own})", flush=True)

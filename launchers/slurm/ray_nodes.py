@@ -70,7 +70,7 @@ class RayNodes:
         node = [sys.executable, "-u", "-m", "launchers.slurm.ray_node", address, f"--slots={self._slots}"]
         step = subprocess.Popen(
             ["srun", *where, *how, *node, f"--gpus={self._gpus}"],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -96,7 +96,9 @@ class RayNodes:
 
 
 def _end(step: subprocess.Popen[str]) -> None:
-    step.terminate()
+    """By its input, at whose end the nodes leave: a signal to srun would have them killed after KillWait."""
+    assert step.stdin is not None
+    step.stdin.close()
     try:
         step.wait(_END_S)
     except subprocess.TimeoutExpired:
