@@ -77,10 +77,6 @@ class RayJobsClient:
         """Ask a job to end; returns at once."""
         self._ask("POST", f"/api/jobs/{job_id}/stop")
 
-    def delete(self, job_id: str) -> None:
-        """Forget a job that is over; its log stays."""
-        self._ask("DELETE", f"/api/jobs/{job_id}")
-
     def log(self, job_id: str) -> list[str]:
         """Lines that the job has printed."""
         answer = self._ask("GET", f"/api/jobs/{job_id}/logs")

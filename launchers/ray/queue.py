@@ -142,7 +142,6 @@ class RayQueue:
         if asked["status"] not in OVER:
             self._client.stop(asking)
             raise StorageError("launcher.address", self._address, f"Ray did not start {asking} within {_ASK_S:g} s.")
-        self._client.delete(asking)
         if asked["status"] != "SUCCEEDED":
             raise ConfigError("name", job_id, f"It was not asked to leave ({_last_line(asked)}): try again.")
 
