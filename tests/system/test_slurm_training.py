@@ -5,6 +5,7 @@ Nodes are network namespaces of this machine; dataset, run folder and MLflow's d
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import time
@@ -16,7 +17,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.system.slurm_cluster import SlurmCluster, astroclip, small_slurm
-from tests.system.training_runs import event, result, undisturbed, write_config
+from tests.system.training_runs import event, result, run_command, undisturbed, write_config
 from tests.until import until
 
 # Ray on two hosts starts some twenty processes, on a machine that may have two cores.
@@ -38,6 +39,18 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         yield uri
+
+
+@pytest.fixture(scope="module")
+def on_two_nodes(tracking: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, str]]:
+    """The dataset, and the result of a run that nothing interrupts, with as many threads a worker as where it has a
+    machine to itself: sums of float32 depend on them."""
+    data, _ = undisturbed(tmp_path_factory.getbasetemp())
+    folder = tmp_path_factory.mktemp("undisturbed")
+    threads = {"OMP_NUM_THREADS": str(os.cpu_count())}
+    code, output = run_command(write_config(folder, data, str(folder / "run")), environment=threads)
+    assert code == 0, output
+    return data, result(folder / "run")
 
 
 class Training:
@@ -84,9 +97,9 @@ class Training:
 
 
 def test_a_training_on_two_nodes_gives_way_to_an_urgent_job_and_goes_on(
-    cluster: SlurmCluster, tracking: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+    cluster: SlurmCluster, tracking: str, on_two_nodes: tuple[str, dict[str, str]], tmp_path: Path
 ) -> None:
-    data, expected = undisturbed(tmp_path_factory.getbasetemp())
+    data, expected = on_two_nodes
     training = Training(cluster, "preempted", TWO_NODES + "queue: batch\n", data, tmp_path, tracking)
     with training.held("step 7/30"):
         assert cluster.status("preempted")["nodes"] == ["n1", "n2"]
@@ -120,9 +133,9 @@ def test_a_training_near_its_time_limit_saves_and_goes_on(
 
 
 def test_a_training_is_cancelled_with_all_of_its_processes(
-    cluster: SlurmCluster, tracking: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+    cluster: SlurmCluster, tracking: str, on_two_nodes: tuple[str, dict[str, str]], tmp_path: Path
 ) -> None:
-    data, _ = undisturbed(tmp_path_factory.getbasetemp())
+    data, _ = on_two_nodes
     training = Training(cluster, "cancelled", TWO_NODES, data, tmp_path, tracking)
     cluster.wait_for_log("cancelled", "step 3/30")
     job = cluster.id_of("cancelled")
@@ -135,9 +148,9 @@ def test_a_training_is_cancelled_with_all_of_its_processes(
 
 
 def test_a_training_whose_node_dies_goes_on_on_others(
-    cluster: SlurmCluster, tracking: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+    cluster: SlurmCluster, tracking: str, on_two_nodes: tuple[str, dict[str, str]], tmp_path: Path
 ) -> None:
-    data, expected = undisturbed(tmp_path_factory.getbasetemp())
+    data, expected = on_two_nodes
     training = Training(cluster, "bereft", TWO_NODES, data, tmp_path, tracking)
     with training.held("step 7/30"):
         cluster.crash("n1")
