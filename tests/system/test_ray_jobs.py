@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -213,50 +213,55 @@ def reference(database: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return data, result(folder / "run")
 
 
+Training = Callable[[str], tuple[Path, Path, dict[str, str]]]
+
+
 @pytest.fixture
-def training(
-    cluster: RayOnHosts, database: str, reference: tuple[str, dict[str, str]], tmp_path: Path
-) -> tuple[Path, Path, dict[str, str]]:
-    """A job file, the run that it makes, and what is left of one that nobody disturbs."""
-    data, expected = reference
-    run = tmp_path / "run"
-    write_config(tmp_path, data, str(run))
-    variables = {"MLFLOW_TRACKING_URI": database}
-    return write_job(tmp_path, cluster.address, nodes=2, environment=variables, max_restarts=3), run, expected
+def training(cluster: RayOnHosts, database: str, reference: tuple[str, dict[str, str]], tmp_path: Path) -> Training:
+    """By its name: a job file, the run that it makes, and what is left of one that nobody disturbs."""
+
+    def make(name: str) -> tuple[Path, Path, dict[str, str]]:
+        data, expected = reference
+        run = tmp_path / "run"
+        write_config(tmp_path, data, str(run))
+        about = {"nodes": 2, "environment": {"MLFLOW_TRACKING_URI": database}, "max_restarts": 3}
+        return write_job(tmp_path, cluster.address, name=name, **about), run, expected
+
+    return make
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @on_hosts
 def test_a_cancelled_training_has_saved_and_goes_on_when_it_is_submitted_again(
-    cluster: RayOnHosts, desk: Desk, training: tuple[Path, Path, dict[str, str]]
+    cluster: RayOnHosts, desk: Desk, training: Training
 ) -> None:
-    job, run, expected = training
+    job, run, expected = training("cancelled")
     desk.jobs("submit", job)
-    log = Follower(desk, "clip")
+    log = Follower(desk, "cancelled")
     when_saved(run, 5)
     go_on = cluster.hold_workers("left")
-    assert sorted(desk.job("clip")["nodes"]) == sorted(cluster.hosts.addresses[name] for name in ("left", "right"))
-    cancel = desk.begin("cancel", "clip")
+    assert sorted(desk.job("cancelled")["nodes"]) == sorted(cluster.hosts.addresses[name] for name in ("left", "right"))
+    cancel = desk.begin("cancel", "cancelled")
     log.wait_for("asking the workers to leave: SIGTERM")
     assert cancel.poll() is None
     go_on()
     told, _ = cancel.communicate(timeout=ray_cluster.PATIENCE_S)
     assert cancel.returncode == 0, told
     assert "asked to leave (SIGTERM): saved at step" in log.finish()
-    assert desk.job("clip")["state"] == "cancelled"
+    assert desk.job("cancelled")["state"] == "cancelled"
 
     # The same again goes on at the step that was saved; asked to make room, it saves and goes on by itself.
     [again] = json.loads(desk.jobs("submit", job, "--json"))
     assert (again["new"], again["attempt"]) == (True, 1)
-    log = Follower(desk, "clip")
+    log = Follower(desk, "cancelled")
     when_saved(run, 15)
     go_on = cluster.hold_workers("left")
-    desk.jobs("requeue", "clip")
+    desk.jobs("requeue", "cancelled")
     log.wait_for("asking the workers to leave: SIGTERM")
     go_on()
     log.finish()
-    done = desk.wait_for("clip", "succeeded")
+    done = desk.wait_for("cancelled", "succeeded")
     assert (done["restarts"], done["attempt"]) == (1, 1)
     left, resumed = event(run, "preempted"), event(run, "resumed")
     assert [entry["step"] for entry in left] == [entry["step"] for entry in resumed]
@@ -269,18 +274,16 @@ def test_a_cancelled_training_has_saved_and_goes_on_when_it_is_submitted_again(
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @on_hosts
-def test_a_training_whose_command_is_killed_goes_on(
-    cluster: RayOnHosts, desk: Desk, training: tuple[Path, Path, dict[str, str]]
-) -> None:
-    job, run, expected = training
+def test_a_training_whose_command_is_killed_goes_on(cluster: RayOnHosts, desk: Desk, training: Training) -> None:
+    job, run, expected = training("killed")
     desk.jobs("submit", job)
-    log = Follower(desk, "clip")
+    log = Follower(desk, "killed")
     when_saved(run, 10)
     cluster.hold_workers("left")
     cluster.command().send_signal(signal.SIGKILL)
     log.wait_for(r"astroclip was killed by SIGKILL: restart 1 of 3")
     assert f"step {STEPS}/{STEPS}" in log.finish()
-    assert desk.wait_for("clip", "succeeded")["restarts"] == 1
+    assert desk.wait_for("killed", "succeeded")["restarts"] == 1
     assert event(run, "resumed")[0]["step"] in (10, 15)
     assert result(run) == expected
 
@@ -289,23 +292,23 @@ def test_a_training_whose_command_is_killed_goes_on(
 @pytest.mark.timeout(1800)
 @on_hosts
 def test_a_dead_head_ends_its_jobs_and_the_next_submit_goes_on(
-    cluster: RayOnHosts, desk: Desk, training: tuple[Path, Path, dict[str, str]]
+    cluster: RayOnHosts, desk: Desk, training: Training
 ) -> None:
-    job, run, expected = training
+    job, run, expected = training("headless")
     desk.jobs("submit", job)
-    log = Follower(desk, "clip")
+    log = Follower(desk, "headless")
     when_saved(run, 5)
     cluster.hold_workers("right")
     for name in ("head", "left", "right"):
         cluster.hosts.kill(name)
-    assert "No Ray dashboard answers there" in desk.jobs("status", "clip", code=1)
+    assert "No Ray dashboard answers there" in desk.jobs("status", "headless", code=1)
     log.command.send_signal(signal.SIGINT)
     assert log.command.wait(30) == 130
     cluster.start_head()
     cluster.join("left")
     cluster.join("right")
-    assert "the cluster does not know it" in desk.jobs("status", "clip")
+    assert "the cluster does not know it" in desk.jobs("status", "headless")
     desk.jobs("submit", job)
-    assert desk.wait_for("clip", "succeeded")["attempt"] == 1
+    assert desk.wait_for("headless", "succeeded")["attempt"] == 1
     assert event(run, "resumed")[0]["step"] in (5, 10)
     assert result(run) == expected
