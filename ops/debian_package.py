@@ -58,7 +58,13 @@ def _unpack(package: str, cache: Path) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{package}-", dir=cache) as scratch:
         folder = Path(scratch)
-        _run(package, ["apt-get", "download", package], folder)
+        # Lists of its own: a new machine has none, and only root may fetch the system's.
+        lists, archives = folder / "lists", folder / "archives"
+        for needed in (lists, archives):
+            (needed / "partial").mkdir(parents=True)
+        own = ["-qq", "-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={archives}"]
+        _run(package, ["apt-get", *own, "update"], folder)
+        _run(package, ["apt-get", *own, "download", package], folder)
         [archive] = folder.glob("*.deb")
         _run(package, ["dpkg-deb", "-x", archive.name, "unpacked"], folder)
         try:
@@ -75,7 +81,7 @@ def _run(package: str, command: list[str], folder: Path) -> None:
         raise PackageError(f"{package}: {command[0]} did not end within {_FETCH_S} s") from error
     if done.returncode != 0:
         why = done.stderr.strip().splitlines()[-1:] or ["no word"]
-        raise PackageError(f"{package}: {' '.join(command)}: {why[0]} (apt-get update may help)")
+        raise PackageError(f"{package}: {' '.join(command)}: {why[0]}")
 
 
 if __name__ == "__main__":
