@@ -128,6 +128,12 @@ def _config(job: JobSpec, layers: Mapping[str, Any], point: Mapping[str, Any], f
     values["min_workers"] = None if job.min_nodes is None else job.min_nodes * job.workers_of_a_node
     if job.nodes > 1 or job.launcher.name in ("ray", "kubernetes"):
         values["launcher"] = "ray"
+    if values.get("device", "auto") == "auto":
+        # What it asks for, not what happens to be there: a node whose GPUs have failed must not train for days.
+        if job.gpus_per_node:
+            values["device"] = "cuda"
+        elif job.launcher.name != "local":
+            values["device"] = "cpu"
     return validated(RunConfig, values)
 
 

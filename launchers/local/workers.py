@@ -14,8 +14,8 @@ from contextlib import suppress
 from astroclip_dist.config import RunConfig
 from astroclip_dist.store import Store
 from astroclip_dist.train.event_log import EventLog
+from launchers.exit_codes import CRASHED, PREEMPTED
 from launchers.leaving import INTERRUPTED, LeaveSignals
-from launchers.worker import CRASHED, PREEMPTED
 
 _POLL_S = 0.1
 # The others lose their connection to one that failed, and end by themselves with what they know of it.

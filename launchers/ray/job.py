@@ -13,10 +13,10 @@ import sys
 import time
 
 from astroclip_dist.errors import UserError
+from launchers.exit_codes import CRASHED, PREEMPTED
 from launchers.leaving import LeaveSignals
 from launchers.ray.restarts import note_restarts
 from launchers.ray.secret_names import require_secrets
-from launchers.worker import CRASHED, PREEMPTED
 
 _POLL_S = 0.2
 # A command that dies again and again must not keep the node busy with starts.

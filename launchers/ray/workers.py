@@ -15,9 +15,9 @@ from astroclip_dist.errors import ConfigError, UserError
 from astroclip_dist.store import Store, normalize_url
 from astroclip_dist.train.event_log import EVENTS_FILE, EventLog, read_events
 from astroclip_dist.train.preemption import Notice
+from launchers.exit_codes import PREEMPTED
 from launchers.leaving import INTERRUPTED, LeaveSignals
 from launchers.ray import ENDS_WITH_RUN
-from launchers.worker import PREEMPTED
 
 # How often a run with fewer workers than it could have looks for room: each growth costs a restart.
 _RESIZE_CHECK_S = 30.0

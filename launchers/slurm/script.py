@@ -36,6 +36,8 @@ def script_of(tasks: Sequence[Task], place: SlurmPlace, attempt: int, after: Seq
         *_environment(tasks),
         f"exec {shlex.join(_command(tasks[0], place))}",
     ]
+    if secrets := tasks[0].job.secrets:
+        header.append(f"# From the environment of sbatch: {', '.join(secrets)}")
     script = "\n".join(["#!/bin/bash", *header, "", *body, ""])
     if len(script.encode()) > _MOST_BYTES:
         raise ConfigError("sweep", f"{len(tasks)} runs", "Their configurations are too long for one job: make several.")

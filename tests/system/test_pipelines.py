@@ -17,45 +17,12 @@ from launchers.jobs.desk import Job, JobDesk
 from launchers.jobs.records import JobRecords
 from launchers.jobs.status import JobState
 from tests.random_survey import write_random_survey
+from tests.system.tiny_pipeline import AFTER, write_pipeline, write_survey
 from tests.system.training_runs import event, events
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 PATIENCE_S = 600.0
-TRAINING = """
-workers: 1
-device: cpu
-length: 4 steps
-batch: {global_size: 16, lanes: 4, window_shards: 1}
-optimizer: {lr: 1e-3}
-"""
-ENCODERS = {
-    "image": "image: {width: 32, depth: 1, heads: 2, crop: 20, patch: 4}",
-    "spectrum": "spectrum: {width: 32, depth: 1, heads: 2, slice_size: 20, slice_stride: 10}",
-}
-OBJECTIVES = {
-    "image": f"""{{name: dinov2, {ENCODERS["image"]}, global_views: {{count: 2, size: 20}},
-      local_views: {{count: 2, size: 12}}, head: {{layers: 2, hidden: 16, bottleneck: 8, prototypes: 32}}}}""",
-    "spectrum": f"{{name: masked_spectrum, {ENCODERS['spectrum']}, masks: 2, mask_width: 3}}",
-    "align": f"{{name: clip, {ENCODERS['image']}, {ENCODERS['spectrum']}, head: {{embedding: 16}}}}",
-}
-PIPELINE = """
-name: tiny
-values: {data: DATA, out: OUT}
-defaults:
-  launcher: {name: local}
-  override: {data: "${data}"}
-jobs:
-  image: {config: image.yaml, override: {run: "${out}/image"}}
-  spectrum: {config: spectrum.yaml, override: {run: "${out}/spectrum"}}
-  align:
-    after: [image, spectrum]
-    config: align.yaml
-    override: {run: "${out}/align", objective: {image_from: "${out}/image", spectrum_from: "${out}/spectrum"}}
-  embed: {after: align, command: [embed, "${out}/align", "${data}", "${out}/embeddings"]}
-  evaluate: {after: embed, command: [evaluate, "${out}/embeddings", "${out}/report.html", "--run=${out}/align"]}
-"""
-AFTER = {"image": (), "spectrum": (), "align": ("image", "spectrum"), "embed": ("align",), "evaluate": ("embed",)}
 
 
 @pytest.fixture
@@ -63,10 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("ASTROCLIP_JOBS", str(tmp_path / "jobs"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    for name, objective in OBJECTIVES.items():
-        (tmp_path / f"{name}.yaml").write_text(f"{TRAINING}objective: {objective}\n")
-    text = PIPELINE.replace("DATA", str(tmp_path / "data")).replace("OUT", str(tmp_path / "out"))
-    (tmp_path / "tiny.yaml").write_text(text)
+    write_pipeline(tmp_path, {"name": "local"})
     yield tmp_path
     desk = JobDesk(JobRecords())
     for job in desk.jobs():
@@ -99,7 +63,7 @@ def states_of(jobs: dict[str, Job]) -> dict[str, JobState]:
 
 
 def test_pretrainings_alignment_embeddings_and_report_come_one_after_the_other(folder: Path) -> None:
-    write_random_survey(str(folder / "data"), 160, splits={"train": 0.7, "test": 0.3})
+    write_survey(folder)
     code, output = submit(folder)
     assert code == 0, output
     assert output.count("submitted") == 5

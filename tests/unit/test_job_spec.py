@@ -188,6 +188,8 @@ def test_every_example_is_a_job_that_its_engine_takes(path: Path, monkeypatch: p
     _engine(made.launcher.name)
     text = queue_at(made.launcher).render(tasks_of(made))
     assert made.name in text
+    # Read off the output, one knows what the nodes must have been given.
+    assert made.launcher.name == "local" or all(secret in text for secret in made.secrets)
     if made.config is not None:
         # It changes where and how long, and says so where it changes what.
         alone, [of_job, *_] = load_config(Path(made.config), _as_overrides(made)), tasks_of(made)

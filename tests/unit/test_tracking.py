@@ -118,7 +118,7 @@ def test_a_run_that_the_server_does_not_know_is_refused(database: str, tmp_path:
     Store(tmp_path).put("tracking.json", json.dumps({"run_id": "0" * 32, "began_ms": 1}).encode())
     # Known runs are not waited for: training has begun when the server says so.
     tracker = Tracker.open(Store(tmp_path), database, "unit", "x")
-    with pytest.raises(ConfigError, match=r"tracking_uri.*not found"):
+    with pytest.raises(ConfigError, match=r"tracking\.uri.*not found"):
         until(lambda: tracker.log_metrics(1, {"loss": 1.0}))
 
 
