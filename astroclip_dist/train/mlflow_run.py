@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -48,7 +50,7 @@ class MlflowRun:
         Args:
             began_ms: when the run began, which may be long before the server could be reached.
         """
-        client = MlflowClient(tracking_uri)
+        client = _client(tracking_uri)
         if not store.exists(TRACKING_FILE):
             experiment_id = _experiment_id(client, tracking_uri, experiment)
             run = client.create_run(experiment_id, start_time=began_ms, run_name=run_name)
@@ -122,11 +124,30 @@ def read_history(store: Store, key: str) -> list[tuple[int, float]]:
     return sorted((point.step, point.value) for point in client.get_metric_history(identity["run_id"], key))
 
 
+def _client(tracking_uri: str) -> MlflowClient:
+    """MLflow makes the tables of a new SQLite file when first asked: of processes that ask at once, one succeeds."""
+    database = _sqlite_file(tracking_uri)
+    if database is None:
+        return MlflowClient(tracking_uri)
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with database.with_name(f".{database.name}.lock").open("w") as lock:
+        # Where the file system has no locks, the race stays.
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        client = MlflowClient(tracking_uri)
+        client.search_experiments(max_results=1)
+    return client
+
+
+def _sqlite_file(tracking_uri: str) -> Path | None:
+    return Path(urlsplit(tracking_uri).path[1:]) if tracking_uri.startswith("sqlite:") else None
+
+
 def _experiment_id(client: MlflowClient, tracking_uri: str, name: str) -> str:
     if found := client.get_experiment_by_name(name):
         return found.experiment_id
     # Beside its database: MLflow's default would be a folder wherever the process was started.
-    database = Path(urlsplit(tracking_uri).path[1:]) if tracking_uri.startswith("sqlite:") else None
+    database = _sqlite_file(tracking_uri)
     artifacts = None if database is None else (database.resolve().parent / "mlflow-artifacts" / name).as_uri()
     try:
         return client.create_experiment(name, artifact_location=artifacts)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -112,6 +114,26 @@ def test_of_processes_that_start_together_one_creates_the_run(
     name = "test_of_processes_that_start_together_one_creates_the_run"
     alive = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
     assert [run.info.run_id for run in alive] == [trackers[0].run_id]
+
+
+@pytest.mark.slow
+def test_of_processes_that_meet_at_a_new_database_none_is_refused(tmp_path: Path) -> None:
+    code = (
+        "import sys; from astroclip_dist.store import Store; from astroclip_dist.train.mlflow_run import MlflowRun; "
+        "MlflowRun.connect(Store(sys.argv[1]), sys.argv[2], 'met', 'run', 1)"
+    )
+    uri = f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"
+    runs = [tmp_path / name for name in ("a", "b", "c")]
+    started = [
+        subprocess.Popen([sys.executable, "-c", code, str(run), uri], stderr=subprocess.PIPE, text=True) for run in runs
+    ]
+    for process in started:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("met")
+    assert experiment is not None
+    assert len(client.search_runs([experiment.experiment_id])) == len(runs)
 
 
 def test_a_run_that_the_server_does_not_know_is_refused(database: str, tmp_path: Path) -> None:
