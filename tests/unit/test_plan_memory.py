@@ -100,15 +100,18 @@ def test_what_is_proposed_fits_whatever_engine_and_size(objective: str, engine: 
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 def test_more_gpus_where_nothing_else_helps() -> None:
-    """Of states that are all that counts, twice as many GPUs hold half."""
+    """And no more of them than it takes: what is not sharded stays as large however many there are."""
     config = changed(configure("masked_spectrum", "{name: fsdp, recompute: full}", micro=1), ["batch.lanes=16"])
     wide = changed(config, ["objective.spectrum.width=256"])
     needs = needs_by_engine(wide, LAYOUTS)
     states = needs[0].total - needs[0].activations
     memory = (needs[0].total - 0.4 * states) / verdict.COMFORTABLE
     found = Search(needs, LAYOUTS, memory).proposals()
-    assert [need.config.workers for need in found] in ([8], [16])
     check(found, wide, memory)
+    [workers] = [need.config.workers for need in found]
+    assert workers > wide.workers
+    for fewer in (size for size in (8, 16) if wide.workers < size < workers):
+        assert not fits_well(need_of(wide, (f"workers={fewer}",), LAYOUTS), memory)
 
 
 def write(folder: Path, config: RunConfig) -> str:
