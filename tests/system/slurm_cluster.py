@@ -81,7 +81,7 @@ class SlurmCluster:
     def start_at_once(self, name: str) -> None:
         """Spare a job that was queued again the wait for its old credential."""
         self.wait_for_state(name, "requeued")
-        # In the second in which the old one was revoked, the new one would count as the same, and the start as failed.
+        # In the second in which the old one was revoked, a new one seems to count as the same: the start fails.
         time.sleep(2)
         self.slurm("scontrol", "update", f"JobId={self.id_of(name)}", "StartTime=now")
 
