@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
+import signal
 import socket
 import traceback
 from collections.abc import Callable, Sequence
@@ -48,12 +50,12 @@ class RankPool:
         for _, pipe in self._ranks:
             pipe.send((function, args))
         answers: list[Any] = []
-        for rank, (_, pipe) in enumerate(self._ranks):
+        for rank, (process, pipe) in enumerate(self._ranks):
             patience = 5.0 if any(isinstance(answer, AssertionError) for answer in answers) else self._patience_s
             try:
                 answers.append(pipe.recv() if pipe.poll(patience) else AssertionError(f"rank {rank} hangs"))
             except EOFError:
-                answers.append(AssertionError(f"rank {rank} died"))
+                answers.append(AssertionError(f"rank {rank} died: {_end_of(process)}"))
         failures = [str(answer) for answer in answers if isinstance(answer, AssertionError)]
         if failures:
             # The others may wait in a collective for ever: the next test gets new processes.
@@ -69,6 +71,12 @@ class RankPool:
         self._ranks = []
 
 
+def _end_of(process: BaseProcess) -> str:
+    process.join(5.0)
+    code = process.exitcode
+    return signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+
+
 def _serve(pipe: Connection, rank: int, world_size: int, port: int) -> None:
     os.environ.update(
         RANK=str(rank),
@@ -77,6 +85,8 @@ def _serve(pipe: Connection, rank: int, world_size: int, port: int) -> None:
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
+    # What crashes in C tells at least in which call.
+    faulthandler.enable()
     import torch
     import torch.distributed as dist
 
