@@ -36,7 +36,7 @@ class Batch:
     """
 
     def __init__(self, max_restarts: int) -> None:
-        self._job = os.environ["SLURM_JOB_ID"]
+        self._job = _job_id()
         self._restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         self._max_restarts = max_restarts
         self._told: str | None = None
@@ -88,8 +88,10 @@ class Batch:
             if (state := job_details(self._job).get("JobState")) != "RUNNING":
                 _say(f"the command {how}; Slurm says that the job is {state}")
                 return
+            # Before Slurm ends what is left of this start by SIGTERM.
+            cause = self._told or "by itself"
             run(["scontrol", "requeue", self._job])
-            _say(f"the command {how}; queued again ({self._told or 'by itself'})")
+            _say(f"the command {how}; queued again ({cause})")
         except (RefusedError, UserError) as error:
             _say(f"the command {how}; cannot be queued again: {error}")
 
@@ -114,12 +116,18 @@ def main() -> int:
     return Batch(options.max_restarts).run(options.arguments, ray)
 
 
+def _job_id() -> str:
+    """J, or J_N: the plain id of an array's last element is that of the array, and would mean all of them."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+
+
 def _nodes() -> str:
     return os.environ.get("SLURM_JOB_NODELIST", "?")
 
 
 def _say(what: str) -> None:
-    print(f"--- job {os.environ['SLURM_JOB_ID']}: {what}", flush=True)
+    print(f"--- job {_job_id()}: {what}", flush=True)
 
 
 if __name__ == "__main__":

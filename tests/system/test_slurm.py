@@ -142,6 +142,34 @@ def test_the_runs_of_a_sweep_are_an_array_two_at_a_time(cluster: SlurmCluster, t
 
 
 @pytest.mark.slow
+def test_a_run_of_a_sweep_that_is_queued_again_leaves_the_others_alone(cluster: SlurmCluster, tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"data: {tmp_path}\nrun: {tmp_path}/run\nlength: 3 steps\noptimizer: {{lr: 1e-3}}\n"
+        "batch: {global_size: 8, lanes: 4}\nobjective: {head: {embedding: 32}}\n"
+        "health: {preemption_deadline: 20 s}\n"
+    )
+    # Each waits for ever for a dataset: its manifest is a pipe into which nobody writes.
+    os.mkfifo(tmp_path / "manifest.json")
+    astroclip("jobs", "submit", cluster.write_job("several", f"config: {config}\nsweep: {{seed: [1, 2]}}\n"))
+    for name in ("several-0", "several-1"):
+        cluster.wait_for_log(name, "start 1 of 101")
+    # Of the last run, the id that Slurm gives to the job is that of the whole array.
+    array, _, number = cluster.id_of("several-1").partition("_")
+    until(lambda: cluster.processes(array, "astroclip_dist.cli"))
+    for process in cluster.processes(array, "astroclip_dist.cli"):
+        process.kill()
+    cluster.wait_for_state("several-1", "requeued")
+    other = cluster.status("several-0")
+    assert (other["state"], other["restarts"]) == ("running", 0)
+    told = f"job {array}_{number}: the command was killed by signal 9; queued again (by itself)"
+    assert told in cluster.log("several-1")
+    for name in ("several-0", "several-1"):
+        astroclip("jobs", "cancel", name)
+        cluster.wait_for_state(name, "cancelled")
+
+
+@pytest.mark.slow
 def test_secrets_reach_the_job_and_nothing_that_others_can_read(
     cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
