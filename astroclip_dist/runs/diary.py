@@ -55,6 +55,10 @@ _SENTENCES: dict[str, Callable[[Event], str]] = {
     "started": lambda event: f"started {_started(event)}",
     "resumed": lambda event: f"went on {_started(event)}",
     "saved": lambda event: f"saved step {event['step']:,}",
+    "unpruned": lambda event: (
+        f"could not remove old checkpoints after step {event['step']:,}, "
+        f"{many(event['in_a_row'], 'time')} in a row: {event['error']}"
+    ),
     "skipped": _skipped,
     "quarantined": lambda event: (
         f"put {many(event['samples'], 'sample')} aside at step {event['step']:,}: {event['what'][0]}"

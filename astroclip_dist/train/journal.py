@@ -58,6 +58,7 @@ class Journal:
         self._first_step = 0
         self._waited_s = self._took_s = 0.0
         self._steps = 0
+        self._unpruned = 0
         self._status = "FINISHED"
 
     def __enter__(self) -> Self:
@@ -210,10 +211,13 @@ class Journal:
             self._tracker.keep()
 
     def saved(self, saved: Saved) -> None:
-        """A complete checkpoint."""
+        """A complete checkpoint; that old ones are still there is told as often as it happens."""
         if self._ranks.is_first:
             self._monitor.saved(saved.progress)
             self._events.write("saved", step=saved.progress.step, checkpoint=saved.name)
+            self._unpruned = self._unpruned + 1 if saved.unpruned else 0
+            if saved.unpruned:
+                self._events.write("unpruned", step=saved.progress.step, error=saved.unpruned, in_a_row=self._unpruned)
 
     def preempted(self, progress: Progress, reason: str) -> None:
         """The run leaves, to be taken up again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,6 +31,7 @@ from astroclip_dist.train.checkpoint import (
 )
 from tests.rank_pool import RankPool
 from tests.small_engine import fill, small_engine
+from tests.until import until
 
 STEPS = RunSteps(total=100, per_epoch=7, global_batch=16)
 
@@ -62,6 +63,64 @@ def gated(tmp_path: Path) -> Iterator[GatedStore]:
     GatedStore.gate = threading.Event()
     yield GatedStore(tmp_path)
     GatedStore.gate.set()
+
+
+class KeptStore(Store):
+    """A storage that refuses to remove what is in one folder, and removes anything only while the gate is open."""
+
+    refused: ClassVar[str | None]
+    gate: ClassVar[threading.Event]
+
+    def join(self, name: str) -> Store:
+        return KeptStore(f"{self.url}/{name}")
+
+    def delete(self, names: Iterable[str]) -> None:
+        names = list(names)
+        if names and self.refused and self.url.endswith(self.refused):
+            raise StorageError(self.locate(names[0]), "access refused", "Check the rights.")
+        if names:
+            assert self.gate.wait(60)
+        super().delete(names)
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Iterator[KeptStore]:
+    KeptStore.gate, KeptStore.refused = threading.Event(), None
+    KeptStore.gate.set()
+    yield KeptStore(tmp_path)
+    KeptStore.gate.set()
+
+
+def test_old_checkpoints_that_cannot_be_removed_are_told_each_time_and_end_no_run(
+    kept: KeptStore, ranks: Ranks, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpointer = Checkpointer(kept, small_engine(ranks), {}, Checkpoint(background=False, keep_last=1), STEPS)
+    told, left = [], []
+    for step, refused in ((1, None), (2, "step-000000001"), (3, "step-000000001"), (4, None)):
+        KeptStore.refused = refused
+        saved = checkpointer.begin(Progress(step))
+        assert saved is not None
+        assert resolve_checkpoint(kept.url)[1].url.endswith(saved.name)
+        told.append(saved.unpruned)
+        left.append([found.step for found in describe(kept) if found.is_complete])
+    refused = f"{kept.url}/checkpoints/step-000000001/manifest.json: access refused. Check the rights."
+    assert told == [None, refused, refused, None]
+    assert f"step-000000003 is complete, but old checkpoints could not be removed: {refused}" in caplog.text
+    assert left == [[1], [1, 2], [1, 3], [4]], "the others go all the same, and that one as soon as it can"
+
+
+def test_a_save_counts_although_there_is_no_time_to_remove_old_ones(kept: KeptStore, ranks: Ranks) -> None:
+    checkpointer = Checkpointer(kept, small_engine(ranks), {}, Checkpoint(keep_last=1), STEPS)
+    checkpointer.begin(Progress(5))
+    checkpointer.finish(None)
+    KeptStore.gate.clear()
+    checkpointer.begin(Progress(10))
+    settled(checkpointer)
+    checkpointer.advance(saving=False)
+    until(lambda: resolve_checkpoint(kept.url)[1].url.endswith("step-000000010"))
+    saved = checkpointer.finish(0.1)
+    assert saved is not None
+    assert (saved.name, saved.unpruned) == ("checkpoints/step-000000010", "there was no time for it")
 
 
 def settled(checkpointer: Checkpointer) -> None:

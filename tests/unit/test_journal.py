@@ -16,7 +16,7 @@ from astroclip_dist.data.order import Cursor
 from astroclip_dist.errors import DataError
 from astroclip_dist.parallel.process_group import Ranks
 from astroclip_dist.store import Store
-from astroclip_dist.train.checkpoint import Progress
+from astroclip_dist.train.checkpoint import Progress, Saved
 from astroclip_dist.train.event_log import read_events
 from astroclip_dist.train.journal import Journal
 from astroclip_dist.train.run_folder import is_finished, register
@@ -129,6 +129,17 @@ def test_peak_of_a_device(name: str, bf16: float | None) -> None:
 def status(config: RunConfig) -> str:
     identity = json.loads(Store(config.run).read("tracking.json"))
     return MlflowClient(config.tracking_uri()).get_run(identity["run_id"]).info.status
+
+
+def test_old_checkpoints_that_stay_are_counted_until_they_are_gone(config: RunConfig) -> None:
+    store = Store(config.run)
+    register(store, config)
+    with Journal(config, store, Ranks(0, 1, 0, CPU, made_group=False), 4, 1.0) as journal:
+        for step, unpruned in enumerate(("refused", "refused", None, "refused"), start=1):
+            journal.saved(Saved(f"checkpoints/step-{step:09d}", Progress(step), unpruned))
+    events = read_events(store)
+    told = [(event["step"], event["error"], event["in_a_row"]) for event in events if event["event"] == "unpruned"]
+    assert told == [(1, "refused", 1), (2, "refused", 2), (4, "refused", 1)]
 
 
 def test_mlflow_is_told_how_a_run_stands(config: RunConfig) -> None:

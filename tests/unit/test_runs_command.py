@@ -288,6 +288,10 @@ def test_saves_in_a_row_are_one_entry() -> None:
         ),
         ({"event": "quarantined", "step": 7, "samples": 1, "what": ["why"]}, "put 1 sample aside at step 7: why"),
         ({"event": "preempted", "step": 7, "reason": "SIGTERM"}, "left at step 7, saved: SIGTERM"),
+        (
+            {"event": "unpruned", "step": 7, "error": "refused", "in_a_row": 2},
+            "could not remove old checkpoints after step 7, 2 times in a row: refused",
+        ),
         ({"event": "hung", "ranks": [1], "message": "rank 1 hangs in backward"}, "rank 1 hangs in backward"),
         ({"event": "restarting", "cause": "c", "world_size": 2}, "restarted on 2 workers: c"),
         ({"event": "preempted"}, "preempted"),

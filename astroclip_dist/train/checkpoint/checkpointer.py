@@ -19,17 +19,22 @@ from astroclip_dist.train.checkpoint.errors_of_ranks import LateError
 from astroclip_dist.train.checkpoint.folder import checkpoint_name
 from astroclip_dist.train.checkpoint.progress import Progress
 from astroclip_dist.train.checkpoint.retention import Retention
-from astroclip_dist.train.checkpoint.saving import Saver
+from astroclip_dist.train.checkpoint.saving import Save, Saver
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that is complete."""
+    """A checkpoint that is complete.
+
+    Attributes:
+        unpruned: on the first rank, why checkpoints that are not to be kept are still there.
+    """
 
     name: str
     progress: Progress
+    unpruned: str | None = None
 
 
 def save(
@@ -157,8 +162,8 @@ class Checkpointer:
                 log.error("%s was not written within %.0f s and is given up: the one before counts", name, deadline_s)
         return self._saved(complete)
 
-    def _saved(self, complete: str | None) -> Saved | None:
-        return None if complete is None else Saved(complete, self._progress)
+    def _saved(self, complete: Save | None) -> Saved | None:
+        return None if complete is None else Saved(complete.name, self._progress, complete.unpruned)
 
     def _say(self, message: str, began: float, name: str) -> None:
         if self._engine.ranks.is_first:

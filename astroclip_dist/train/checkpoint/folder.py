@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import shutil
+from pathlib import Path
 
-from astroclip_dist.errors import DataError
+from astroclip_dist.errors import DataError, StorageError
 from astroclip_dist.store import MissingObjectError, Store
 from astroclip_dist.train.checkpoint.manifest import MANIFEST_NAME
 
 FOLDER = "checkpoints"
 LATEST = f"{FOLDER}/latest"
 _NAME = re.compile(rf"{FOLDER}/step-\d{{9,}}")
-log = logging.getLogger(__name__)
 
 
 def checkpoint_name(step: int) -> str:
@@ -84,16 +83,23 @@ def clear_folder(folder: Store, keep: frozenset[str] = frozenset()) -> None:
     """Remove all files of a checkpoint's folder but those to keep, and the folder itself if nothing is kept.
 
     The manifest goes first: a checkpoint that is half removed must not look complete.
+
+    Raises:
+        StorageError: something in it cannot be removed.
     """
     names = [entry.name for entry in folder.list() if entry.name not in keep]
     folder.delete(sorted(names, key=lambda name: name != MANIFEST_NAME))
     path = folder.local_path("")
-    if path is None:
+    if path is None or not path.exists():
         return
     # What no listing shows: the copies aside that killed writes left, and the folder itself.
-    if not keep:
-        shutil.rmtree(path, ignore_errors=True)
-        return
-    for left in path.iterdir():
-        if left.name not in keep:
-            left.unlink()
+    try:
+        if not keep:
+            shutil.rmtree(path)
+            return
+        for left in path.iterdir():
+            if left.name not in keep:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+    except OSError as error:
+        where = Path(error.filename or path).as_uri()
+        raise StorageError(where, error.strerror, "Check that it can be removed.") from error

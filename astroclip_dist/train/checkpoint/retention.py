@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from astroclip_dist.config import RunConfig
 from astroclip_dist.config.run import Checkpoint
 from astroclip_dist.config.schedule import RunSteps
+from astroclip_dist.errors import StorageError
 from astroclip_dist.store import Store
 from astroclip_dist.train.checkpoint.folder import clear_folder
 from astroclip_dist.train.checkpoint.inventory import StoredCheckpoint, describe
@@ -70,8 +71,18 @@ def surplus(run: Store, retention: Retention, newest: str | None = None) -> list
 
 def prune(run: Store, retention: Retention, newest: str | None = None) -> list[str]:
     """Remove what ``surplus`` names, and return it. Killed at any point it leaves complete checkpoints, and folders
-    without a manifest."""
+    without a manifest.
+
+    Raises:
+        StorageError: one of them could not be removed; all others are.
+    """
     names = surplus(run, retention, newest)
+    failures = []
     for name in names:
-        clear_folder(run.join(name))
+        try:
+            clear_folder(run.join(name))
+        except StorageError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
     return names

@@ -12,6 +12,7 @@ No collective runs outside of the training thread: the ranks tell each other at 
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -33,20 +34,26 @@ from astroclip_dist.train.checkpoint.restoring import whole_state
 from astroclip_dist.train.checkpoint.retention import Retention, prune
 from astroclip_dist.train.run_folder import TRACKING_FILE
 
+log = logging.getLogger(__name__)
+
 
 @dataclass
-class _UnderWay:
-    """A save that is not complete.
+class Save:
+    """A save, under way or complete.
 
     Attributes:
         work: what this rank does for it now, in the background.
         parts_written: whether all ranks have written their parts.
+        complete: on the first rank, whether it is the newest checkpoint; old ones may yet have to be removed.
+        unpruned: on the first rank, why what is not to be kept is still there.
     """
 
     name: str
     about: dict[str, Any]
     work: Future[WrittenFile | None]
     parts_written: bool = False
+    complete: bool = False
+    unpruned: str | None = None
 
 
 class Saver:
@@ -66,7 +73,7 @@ class Saver:
         self.before_newest: Callable[[], None] | None = None
         self._plan: WritePlan | None = None
         self._image: FileImage | None = None
-        self._save: _UnderWay | None = None
+        self._save: Save | None = None
 
     @property
     def under_way(self) -> str | None:
@@ -93,16 +100,16 @@ class Saver:
                 self._image = FileImage(self._plan.indices, pinned=ranks.device.type == "cuda")
             self._plan.copy(state, self._image)
         copied = torch.cuda.current_stream().record_event() if ranks.device.type == "cuda" else None
-        self._save = _UnderWay(name, about, _in_background(self._write_parts, name, self._image, copied))
+        self._save = Save(name, about, _in_background(self._write_parts, name, self._image, copied))
 
-    def proceed(self, deadline: float | None) -> str | None:
+    def proceed(self, deadline: float | None) -> Save | None:
         """Wait until all ranks have done what they do for the save under way, and go on with what comes after that.
 
         Args:
             deadline: of ``time.monotonic()``; None: without limit.
 
         Returns:
-            The name of the checkpoint, if it is complete now.
+            The save, if it is complete now.
 
         Raises:
             LateError: the save was given up, for a rank was not done at the deadline; nothing points to it.
@@ -112,14 +119,14 @@ class Saver:
         assert save is not None
         wait([save.work], None if deadline is None else max(0.0, deadline - time.monotonic()))
         try:
-            done = gather_or_raise(ranks, _outcome(save.work))
+            done = gather_or_raise(ranks, _outcome(save))
         except Exception:
             # What still runs keeps the buffer for itself.
             self._save = self._image = None
             raise
         if save.parts_written:
             self._save = None
-            return save.name
+            return save
         save.parts_written = True
         if ranks.is_first:
             files = [file for file in done if file is not None]
@@ -137,7 +144,7 @@ class Saver:
         self._run.join(name).put(file.name, image.bytes())
         return file
 
-    def _complete(self, save: _UnderWay, files: list[WrittenFile]) -> None:
+    def _complete(self, save: Save, files: list[WrittenFile]) -> None:
         """Make a checkpoint of what all ranks have written."""
         assert self._plan is not None
         folder = self._run.join(save.name)
@@ -148,7 +155,14 @@ class Saver:
         manifest = {**save.about, "mlflow_run_id": _mlflow_run_id(self._run), **self._plan.manifest(files)}
         folder.put(MANIFEST_NAME, seal(manifest))
         point_latest(self._run, save.name)
-        prune(self._run, self._retention, newest=save.name)
+        save.unpruned = "there was no time for it"
+        save.complete = True
+        try:
+            prune(self._run, self._retention, newest=save.name)
+            save.unpruned = None
+        except Exception as error:  # what training needs is saved; the next save tries again
+            save.unpruned = str(error)
+            log.error("%s is complete, but old checkpoints could not be removed: %s", save.name, error)
 
 
 def _in_background(work: Callable[..., Any], *arguments: Any) -> Future[Any]:
@@ -165,12 +179,12 @@ def _in_background(work: Callable[..., Any], *arguments: Any) -> Future[Any]:
     return future
 
 
-def _outcome(work: Future[WrittenFile | None]) -> WrittenFile | Exception | None:
-    if not work.done():
-        return LateError("not written in time")
-    error = work.exception()
+def _outcome(save: Save) -> WrittenFile | Exception | None:
+    if not save.work.done():
+        return None if save.complete else LateError("not written in time")
+    error = save.work.exception()
     if error is None:
-        return work.result()
+        return save.work.result()
     return error if isinstance(error, Exception) else RuntimeError(repr(error))
 
 
