@@ -41,6 +41,7 @@ def launch(config: RunConfig) -> int:
     # small.
     from astroclip_dist.data.dataset import Dataset
     from astroclip_dist.data.mixture import order_of
+    from astroclip_dist.runs.sending import end_tracking
     from astroclip_dist.store import Store
     from astroclip_dist.train.holding import hold, stop_at_once
     from astroclip_dist.train.run_folder import is_finished, register, withdraw
@@ -65,10 +66,13 @@ def launch(config: RunConfig) -> int:
             log.info("%s is finished: nothing to do", run.url)
             return 0
         try:
-            return _workers(config.launcher).run(config)
+            code = _workers(config.launcher).run(config)
         finally:
             if not existed:
                 withdraw(run)
+        if code == 1:
+            end_tracking(run, config)
+        return code
 
 
 def _workers(name: str) -> Workers:

@@ -22,7 +22,7 @@ def add_parser(subparsers: Any) -> None:
     prune = _add(commands, "prune", _prune, "remove the checkpoints that a run need not keep", RUN_HELP)
     prune.add_argument("--keep-last", type=int, metavar="N", help="keep the newest N, instead of what run.yaml says")
     prune.add_argument("--dry-run", action="store_true", help="remove nothing: say what would be")
-    sync = _add(commands, "sync", _sync, "send MLflow what a run that has ended could not", RUN_HELP)
+    sync = _add(commands, "sync", _sync, "tell MLflow what a run that has ended could not", RUN_HELP)
     sync.add_argument("--tracking-uri", metavar="URI", help="instead of what run.yaml or MLFLOW_TRACKING_URI says")
 
 
@@ -77,7 +77,11 @@ def _prune(args: argparse.Namespace) -> int:
 def _sync(args: argparse.Namespace) -> int:
     from astroclip_dist.runs.sending import send_unsent_of_run
 
-    sent = send_unsent_of_run(args.url, args.tracking_uri)
-    in_words = f"{many(sent, 'batch')} of records sent; MLflow has all" if sent else "nothing to send: MLflow has all"
-    print(json.dumps({"sent": sent}) if args.json else in_words)
+    sent, ended_as = send_unsent_of_run(args.url, args.tracking_uri)
+    if args.json:
+        print(json.dumps({"sent": sent, "ended_as": ended_as}))
+        return 0
+    if ended_as:
+        print(f"nobody runs it, and MLflow had it as RUNNING: {ended_as} now")
+    print(f"{many(sent, 'batch')} of records sent; MLflow has all" if sent else "nothing to send: MLflow has all")
     return 0

@@ -97,6 +97,19 @@ class MlflowRun:
         if statuses:
             self._send_status(statuses[-1]["value"], statuses[-1]["timestamp"])
 
+    def end(self, status: str) -> bool:
+        """Give a run that nobody runs its status, if MLflow has it as running; it ended when MLflow last heard of it.
+
+        Returns:
+            Whether MLflow had it as running.
+        """
+        run = self._client.get_run(self.run_id)
+        if run.info.status != "RUNNING":
+            return False
+        heard = [metric.timestamp for metric in run.data._metric_objs]
+        self._send_status(status, max([run.info.start_time, *heard]))
+        return True
+
     def _send_status(self, status: str, when_ms: int) -> None:
         if status in ENDED:
             self._client.set_terminated(self.run_id, status, end_time=when_ms)

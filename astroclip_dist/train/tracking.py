@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from astroclip_dist.errors import ConfigError, StorageError, UserError
 from astroclip_dist.store import Store
+from astroclip_dist.train.event_log import EVENTS_FILE, read_events
 from astroclip_dist.train.records import PARAM_LENGTH, Record, mask, now_ms
 from astroclip_dist.train.run_folder import TRACKING_FILE
 from astroclip_dist.train.spool import Spool
@@ -42,6 +43,7 @@ CLIENT_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 REFUSALS = ("RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED", "INVALID_PARAMETER_VALUE")
+_STATUS_OF_LAST_EVENT = {"failed": "FAILED", "preempted": "SCHEDULED"}
 _log = logging.getLogger(__name__)
 
 
@@ -235,11 +237,13 @@ class Tracker:
             self._forget(until)
 
 
-def send_unsent(store: Store, tracking_uri: str, experiment: str, run_name: str) -> int:
+def send_unsent(store: Store, tracking_uri: str, experiment: str, run_name: str) -> tuple[int, str | None]:
     """Send what processes that have ended left in the run folder: records in order, then the run's status.
 
+    The caller holds the run: if MLflow still has it as running, its first rank was killed, and the end is told here.
+
     Returns:
-        How many batches were sent.
+        How many batches were sent, and what a run that nobody runs was ended as in MLflow (None: MLflow knew it).
 
     Raises:
         ConfigError: the server answered and refused.
@@ -250,10 +254,13 @@ def send_unsent(store: Store, tracking_uri: str, experiment: str, run_name: str)
     _configure_client()
     spool = Spool(store)
     unsent = len(spool)
-    if not unsent:
-        return 0
+    if not unsent and not store.exists(TRACKING_FILE):
+        return 0, None
     try:
-        _send_spool(MlflowRun.connect(store, tracking_uri, experiment, run_name, _began_ms(store, spool)), spool)
+        run = MlflowRun.connect(store, tracking_uri, experiment, run_name, _began_ms(store, spool))
+        _send_spool(run, spool)
+        status = _last_status(store)
+        return unsent, status if run.end(status) else None
     except UserError:
         raise
     except Exception as error:
@@ -263,7 +270,14 @@ def send_unsent(store: Store, tracking_uri: str, experiment: str, run_name: str)
         raise StorageError(
             "tracking.uri", mask(tracking_uri), f"{len(spool)} of {unsent} batches stay: MLflow is away ({why})"
         ) from error
-    return unsent
+
+
+def _last_status(store: Store) -> str:
+    """How a run that nobody runs has ended, by its events: without a last word it was killed."""
+    kinds = [str(event.get("event")) for event in read_events(store)] if store.exists(EVENTS_FILE) else []
+    if "finished" in kinds:
+        return "FINISHED"
+    return _STATUS_OF_LAST_EVENT.get(kinds[-1], "KILLED") if kinds else "KILLED"
 
 
 def _configure_client() -> None:

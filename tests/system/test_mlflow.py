@@ -26,6 +26,7 @@ from astroclip_dist.train.tracking import START_DEADLINE_S, Tracker
 from tests.random_survey import write_random_survey
 from tests.system.conftest import RealMlflowServer, RealObjectStore
 from tests.system.training_runs import CONFIG, STEPS, Command, event, run_command, write_config
+from tests.until import until
 
 LONGEST_CALL_S = 0.05
 
@@ -282,3 +283,39 @@ def test_a_training_whose_first_rank_is_killed_has_every_step_once(
     run_id = json.loads((run / "tracking.json").read_text())["run_id"]
     found = metrics_of_steps(mlflow_server.uri, run_id)
     assert all(steps == list(range(1, STEPS + 1)) for steps in found.values()), found
+
+
+@pytest.mark.slow
+def test_mlflow_does_not_have_a_killed_run_as_running_for_ever(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_random_survey(str(tmp_path / "data"), 48)
+    run, uri = tmp_path / "run", f"sqlite:///{tmp_path}/mlflow.db"
+    text = CONFIG.replace("width: 128, depth: 3", "width: 32, depth: 1").replace("30 steps", "3000 steps")
+    config = write_config(tmp_path, str(tmp_path / "data"), str(run), text)
+
+    def status() -> str | None:
+        if not (run / "tracking.json").exists():
+            return None
+        run_id = json.loads((run / "tracking.json").read_text())["run_id"]
+        return MlflowClient(uri).get_run(run_id).info.status
+
+    # The launcher with its workers, as when their node goes down.
+    command = Command(config, f"tracking.uri={uri}")
+    command.wait_for("step 2/")
+    until(lambda: status() == "RUNNING")
+    assert main(["runs", "sync", str(run)]) == 1
+    command.process.kill()
+    command.finish()
+    assert status() == "RUNNING"
+    capsys.readouterr()
+    assert main(["runs", "sync", str(run)]) == 0
+    assert "MLflow had it as RUNNING: KILLED now" in capsys.readouterr().out
+    assert status() == "KILLED"
+    # The first rank alone, by a launcher that gives up: that one says it.
+    again = Command(config, f"tracking.uri={uri}", "health.max_restarts=0")
+    again.wait_for(r"step \d+/")
+    until(lambda: status() == "RUNNING")
+    again.kill_worker(0, at=r"step \d+/")
+    assert again.finish() == 1, again.output
+    assert status() == "FAILED"

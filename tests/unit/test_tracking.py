@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 from astroclip_dist.errors import ConfigError, StorageError
 from astroclip_dist.store import Store
 from astroclip_dist.train import tracking
+from astroclip_dist.train.event_log import EventLog
 from astroclip_dist.train.mlflow_run import MlflowRun
 from astroclip_dist.train.records import mask, now_ms
 from astroclip_dist.train.run_folder import SPOOL_FOLDER
@@ -250,7 +251,7 @@ def test_batches_stay_in_order_although_the_clock_is_set_back(tmp_path: Path, mo
 
 def test_a_server_that_is_away_can_be_told_later(database: str, tmp_path: Path) -> None:
     store = Store(tmp_path)
-    assert send_unsent(store, database, "unit", "later") == 0
+    assert send_unsent(store, database, "unit", "later") == (0, None)
     began = now_ms() - 3_600_000
     Spool(store).append([{"kind": "status", "key": "status", "value": "RUNNING", "timestamp": began}])
     Spool(store).append(
@@ -263,9 +264,43 @@ def test_a_server_that_is_away_can_be_told_later(database: str, tmp_path: Path) 
         send_unsent(store, "http://127.0.0.1:9", "unit", "later")
     with pytest.raises(ConfigError, match="cannot be used"):
         send_unsent(store, "bogus://host", "unit", "later")
-    assert send_unsent(store, database, "unit", "later") == 2
+    assert send_unsent(store, database, "unit", "later") == (2, None)
     run_id = json.loads(store.read("tracking.json"))["run_id"]
     info = MlflowClient(database).get_run(run_id).info
     assert (info.status, info.start_time, info.end_time) == ("FINISHED", began, began + 60_000)
     assert history(database, run_id, "loss") == [(1, 1.0)]
-    assert send_unsent(store, database, "unit", "later") == 0
+    assert send_unsent(store, database, "unit", "later") == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("last_words", "status"),
+    [
+        ([{"event": "saved", "step": 5}], "KILLED"),
+        ([{"event": "failed", "error": "no restarts left"}], "FAILED"),
+        ([{"event": "preempted", "step": 5}], "SCHEDULED"),
+        ([{"event": "preempted", "step": 5}, {"event": "resumed", "step": 5}], "KILLED"),
+        ([{"event": "finished", "step": 9}], "FINISHED"),
+        ([], "KILLED"),
+    ],
+)
+def test_a_run_whose_process_was_killed_is_ended_by_its_events(
+    database: str, tmp_path: Path, last_words: list[dict[str, Any]], status: str
+) -> None:
+    store = Store(tmp_path)
+    heard = now_ms() - 3_600_000
+    killed = MlflowRun.connect(store, database, "unit", "killed", heard - 60_000)
+    killed.send(
+        [
+            {"kind": "status", "key": "status", "value": "RUNNING", "timestamp": heard - 60_000},
+            {"kind": "metric", "key": "loss", "value": 1.0, "timestamp": heard, "step": 5},
+        ]
+    )
+    with EventLog(store) as events:
+        for word in last_words:
+            events.write(**word)
+    assert send_unsent(store, database, "unit", "killed") == (0, status)
+    info = MlflowClient(database).get_run(killed.run_id).info
+    assert info.status == status
+    # As long as it was heard of, not as long as nobody looked.
+    assert info.end_time == (None if status == "SCHEDULED" else heard)
+    assert send_unsent(store, database, "unit", "killed") == (0, None)
