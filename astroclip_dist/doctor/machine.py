@@ -10,9 +10,9 @@ import psutil
 
 from astroclip_dist.doctor.context import Context
 from astroclip_dist.doctor.findings import Finding, fine, warning
+from astroclip_dist.machine_limits import memory_limit, usable_cores
 from astroclip_dist.runs.wording import amount
 
-_CGROUPS = Path("/sys/fs/cgroup")
 _SHARED_MEMORY = Path("/dev/shm")
 # A rank has a socket for each other rank and storage connection, and a file for each shard that it writes or caches.
 _FEW_FILES = 4096
@@ -27,9 +27,7 @@ def check_machine(context: Context) -> list[Finding]:
 
 
 def _processors() -> list[Finding]:
-    allowed = len(os.sched_getaffinity(0))
-    quota = cpu_quota()
-    usable = min(allowed, quota or allowed)
+    usable = usable_cores()
     load = os.getloadavg()[0]
     values = {"cores": os.cpu_count(), "usable_cores": usable, "load": round(load, 1)}
     limited = f" of {os.cpu_count()}" if usable < (os.cpu_count() or 1) else ""
@@ -74,46 +72,3 @@ def _shared_memory() -> list[Finding]:
         mend = "docker run --shm-size=8g or --ipc=host; on Kubernetes an emptyDir of medium Memory mounted there."
         return [warning(about, mend, size_bytes=size, free_bytes=free)]
     return [fine(about, size_bytes=size, free_bytes=free)]
-
-
-def memory_limit(root: Path = _CGROUPS) -> int | None:
-    """Bytes that this process's cgroup may have, the tightest of it and those above it; None without a limit."""
-    limits = [text for text in _read_all(root, "memory.max") if text != "max"]
-    limits += _read_all(root, "memory.limit_in_bytes", "memory")
-    # Version 1 writes a number near 2^63 where there is no limit.
-    found = [int(text) for text in limits if int(text) < 1 << 60]
-    return min(found, default=None)
-
-
-def cpu_quota(root: Path = _CGROUPS) -> float | None:
-    """Cores that this process's cgroup may keep busy; None without a limit."""
-    found = []
-    for text in _read_all(root, "cpu.max"):
-        share, period = text.split()
-        if share != "max":
-            found.append(int(share) / int(period))
-    for share, period in zip(
-        _read_all(root, "cpu.cfs_quota_us", "cpu"), _read_all(root, "cpu.cfs_period_us", "cpu"), strict=False
-    ):
-        if int(share) > 0:
-            found.append(int(share) / int(period))
-    return min(found, default=None)
-
-
-def _read_all(root: Path, name: str, controller: str = "") -> list[str]:
-    """A file of this process's cgroup and of all above it (cgroups(7)); ``controller``: of version 1."""
-    path = next(
-        (
-            line.split(":", 2)[2]
-            for line in Path("/proc/self/cgroup").read_text().splitlines()
-            if controller in line.split(":", 2)[1].split(",")
-        ),
-        "/",
-    )
-    folder = root / controller / path.lstrip("/")
-    texts = []
-    # In a container the path may name a cgroup that is not mounted: then the mounted root is the container's own.
-    for place in (folder, *folder.parents):
-        if place.is_relative_to(root) and (place / name).is_file():
-            texts.append((place / name).read_text().strip())
-    return texts

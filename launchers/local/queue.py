@@ -14,6 +14,7 @@ import psutil
 import yaml
 
 from astroclip_dist.errors import ConfigError
+from astroclip_dist.machine_limits import memory_limit, usable_cores
 from launchers.jobs.places import LocalPlace
 from launchers.jobs.records import JobRecords
 from launchers.jobs.status import JobState, JobStatus
@@ -155,13 +156,14 @@ def _refuse_what_is_not_here(task: Task) -> None:
         raise ConfigError("queue", spec.queue, "This machine has one queue: leave it out.")
     if spec.image is not None:
         raise ConfigError("image", spec.image, "Jobs of this machine run with its own Python: leave it out.")
+    total = psutil.virtual_memory().total
     for field, wanted, here in (
         ("gpus_per_node", spec.gpus_per_node, _gpus()),
-        ("cpus_per_node", spec.cpus_per_node, os.cpu_count() or 1),
-        ("memory_per_node", spec.memory_per_node, psutil.virtual_memory().total),
+        ("cpus_per_node", spec.cpus_per_node, usable_cores()),
+        ("memory_per_node", spec.memory_per_node, min(memory_limit() or total, total)),
     ):
         if wanted is not None and wanted > here:
-            raise ConfigError(field, wanted, f"This machine has {here}.")
+            raise ConfigError(field, wanted, f"A job that is submitted here may use {here:,}.")
     for variable in spec.secrets:
         if variable not in os.environ:
             raise ConfigError("secrets", variable, f"It is not set here: export {variable} before you submit.")

@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 
 from astroclip_dist.config import RunConfig
+from astroclip_dist.machine_limits import threads_each
 from astroclip_dist.store import Store
 from astroclip_dist.train.event_log import EventLog
 from launchers.exit_codes import CRASHED, PREEMPTED
@@ -108,9 +109,8 @@ def _run_workers(config: RunConfig, signals: LeaveSignals) -> dict[int, int]:
 
 
 def _start(config: RunConfig, rank: int, port: int) -> subprocess.Popen[bytes]:
-    threads = max(1, (os.cpu_count() or 1) // config.workers)
     environment = {
-        "OMP_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": str(threads_each(config.workers)),
         # Of a connection that breaks because a rank is gone, torch would tell in stack traces of C++.
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         **os.environ,

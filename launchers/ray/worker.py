@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import psutil
+
 from astroclip_dist.config import RunConfig
+from astroclip_dist.machine_limits import threads_each
 from astroclip_dist.train.preemption import Notice
 from launchers.ray.secret_names import require_secrets
 
@@ -27,12 +30,22 @@ def train_on_worker(settings: dict[str, Any]) -> int:
     """
     require_secrets()
     import ray.train
-    import torch
 
     from launchers.worker import work
 
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // ray.train.get_context().get_local_world_size()))
+    share_cores(ray.train.get_context().get_local_world_size())
     return work(RunConfig.model_validate_json(settings["config"]), _notice)
+
+
+def share_cores(workers: int) -> None:
+    """Compute in as many threads as this worker's part of its node has cores, where neither the job nor the node says
+    how many. There Ray does: as many as the CPUs of a worker, which is one whatever the node has."""
+    import ray
+    import torch
+
+    given = psutil.Process(os.getppid()).environ() | ray.get_runtime_context().runtime_env.get("env_vars", {})
+    if "OMP_NUM_THREADS" not in given:
+        torch.set_num_threads(threads_each(workers))
 
 
 def ask_to_leave(reason: str) -> None:

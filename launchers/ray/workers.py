@@ -168,7 +168,7 @@ def _cluster(config: RunConfig) -> Iterator[bool]:
 def _local_cluster(workers: int) -> dict[str, Any]:
     """A Ray of this machine alone, on loopback, with no processes beside those that a training needs."""
     return {
-        "num_cpus": max(workers + 1, os.cpu_count() or 1),
+        "num_cpus": workers + 1,
         "include_dashboard": False,
         "_node_ip_address": "127.0.0.1",
     }

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from astroclip_dist.errors import ConfigError, DataError, UserError
+from astroclip_dist.machine_limits import usable_cores
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -67,7 +68,7 @@ class Workers:
         if self.ray_address is not None or (self.count or 1) > 1:
             yield from _run_on_ray(task, waiting, self.count, self.ray_address)
             return
-        processors = len(os.sched_getaffinity(0))
+        processors = int(usable_cores())
         began = time.monotonic()
         for done, item in enumerate(waiting, 1):
             yield task(item)

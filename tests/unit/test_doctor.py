@@ -23,7 +23,7 @@ from astroclip_dist.doctor.examination import Examined, examine
 from astroclip_dist.doctor.findings import Finding, fine, problem
 from astroclip_dist.doctor.interfaces import check_interfaces
 from astroclip_dist.doctor.kubernetes import check_kubernetes
-from astroclip_dist.doctor.machine import check_machine, cpu_quota, memory_limit
+from astroclip_dist.doctor.machine import check_machine
 from astroclip_dist.doctor.ports import check_ports
 from astroclip_dist.doctor.ray_cluster import check_ray
 from astroclip_dist.doctor.showing import as_json, lines
@@ -70,31 +70,6 @@ def test_wrong_and_missing_packages_are_named(tmp_path: Path, monkeypatch: pytes
         "no-such-package",
     ]
     assert "but >=99 is needed" in check_versions(Context())[0].what
-
-
-def test_limits_of_cgroups_are_found(tmp_path: Path) -> None:
-    assert memory_limit(tmp_path) is None
-    assert cpu_quota(tmp_path) is None
-    (tmp_path / "memory.max").write_text("2000000000\n")
-    (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert memory_limit(tmp_path) == 2_000_000_000
-    assert cpu_quota(tmp_path) == 1.5
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert memory_limit(tmp_path) is None
-    assert cpu_quota(tmp_path) is None
-
-
-def test_version_1_cgroups_are_found(tmp_path: Path) -> None:
-    for controller, name, text in (
-        ("memory", "memory.limit_in_bytes", "9223372036854771712"),
-        ("cpu", "cpu.cfs_quota_us", "50000"),
-        ("cpu", "cpu.cfs_period_us", "100000"),
-    ):
-        (tmp_path / controller).mkdir(exist_ok=True)
-        (tmp_path / controller / name).write_text(text)
-    assert memory_limit(tmp_path) is None
-    assert cpu_quota(tmp_path) == 0.5
 
 
 def test_few_open_files_are_a_warning() -> None:
