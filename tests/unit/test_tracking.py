@@ -12,7 +12,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -170,6 +172,26 @@ def test_system_metrics_go_on_across_a_restart(
     assert 0 < lengths[0] < lengths[1]
     assert tracker.run_id is not None
     assert "system/cpu_utilization_percentage" in MlflowClient(database).get_run(tracker.run_id).data.metrics
+
+
+def test_a_machine_that_cannot_be_asked_costs_no_record(
+    open_tracker: Callable[[], Tracker],
+    database: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(tracking, "SYSTEM_INTERVAL_S", 0.2)
+    monkeypatch.setattr(tracking, "SEND_INTERVAL_S", 0.1)
+    counters, refused = psutil.virtual_memory, OSError("/proc/meminfo: Permission denied")
+    # Where there are no interfaces psutil has no counters.
+    monkeypatch.setattr(psutil, "net_io_counters", lambda: None)
+    monkeypatch.setattr(psutil, "virtual_memory", Mock(side_effect=[counters(), *[refused] * 1000]))
+    tracker = open_tracker()
+    tracker.log_metrics(1, {"loss": 1.0})
+    until(lambda: history(database, tracker.run_id, "system/disk_usage_percentage"))
+    assert tracker.close() == 0
+    assert history(database, tracker.run_id, "loss") == [(1, 1.0)]
+    assert caplog.text.count("Permission denied") == 1
 
 
 @pytest.mark.parametrize(
