@@ -45,6 +45,12 @@ def _skipped(event: Event) -> str:
     return f"skipped step {event['step']:,} ({event['kind']}): {numbers}; {blame}"
 
 
+def _preempted(event: Event) -> str:
+    saved = event.get("saved", event["step"])
+    upto = "" if saved == event["step"] else f" up to step {saved:,}"
+    return f"left at step {event['step']:,}, saved{upto}: {event['reason']}"
+
+
 def _restarting(event: Event) -> str:
     size = f" on {many(event['world_size'], 'worker')}" if "world_size" in event else ""
     count = f" (restart {event['attempt']} of {event['of']})" if "attempt" in event else ""
@@ -66,7 +72,7 @@ _SENTENCES: dict[str, Callable[[Event], str]] = {
     "restarting": _restarting,
     "hung": lambda event: event["message"],
     "unwatched": lambda event: f"went on without its endpoint for Prometheus: {event['error']}",
-    "preempted": lambda event: f"left at step {event['step']:,}, saved: {event['reason']}",
+    "preempted": _preempted,
     "failed": lambda event: f"failed: {event['error']}",
     "finished": lambda event: f"finished at step {event['step']:,}",
 }

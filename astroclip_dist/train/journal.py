@@ -55,7 +55,7 @@ class Journal:
         self._config, self._store, self._ranks, self._total_steps = config, store, ranks, total_steps
         self._flops, self._peak = flops, device_peak(ranks.device, config.engine.precision)
         self._began = time.perf_counter()
-        self._first_step = 0
+        self._first_step = self._saved_step = 0
         self._waited_s = self._took_s = 0.0
         self._steps = 0
         self._unpruned = 0
@@ -96,7 +96,7 @@ class Journal:
 
     def started(self, progress: Progress, steps_per_epoch: int) -> None:
         """A first start, or one that goes on from a checkpoint."""
-        self._first_step = progress.step
+        self._first_step = self._saved_step = progress.step
         if self._ranks.is_first:
             event = "started" if progress.step == 0 else "resumed"
             self._events.write(event, step=progress.step, steps=self._total_steps, world_size=self._ranks.world_size)
@@ -213,6 +213,7 @@ class Journal:
     def saved(self, saved: Saved) -> None:
         """A complete checkpoint; that old ones are still there is told as often as it happens."""
         if self._ranks.is_first:
+            self._saved_step = saved.progress.step
             self._monitor.saved(saved.progress)
             self._events.write("saved", step=saved.progress.step, checkpoint=saved.name)
             self._unpruned = self._unpruned + 1 if saved.unpruned else 0
@@ -222,9 +223,9 @@ class Journal:
     def preempted(self, progress: Progress, reason: str) -> None:
         """The run leaves, to be taken up again."""
         if self._ranks.is_first:
-            self._events.write("preempted", step=progress.step, reason=reason)
+            self._events.write("preempted", step=progress.step, reason=reason, saved=self._saved_step)
             self._status = "SCHEDULED"
-            log.info("asked to leave (%s): saved at step %d", reason, progress.step)
+            log.info("asked to leave (%s): saved at step %d", reason, self._saved_step)
 
     def finished(self, progress: Progress) -> None:
         """The end of training."""

@@ -155,6 +155,7 @@ class _Training:
         phase.enter("data", progress.step)
         stragglers = Stragglers(self.ranks)
         settled = False
+        deadline = None
         with Stream(
             self.dataset,
             self.order,
@@ -200,15 +201,15 @@ class _Training:
                 agreed = outcome.agreed
                 if agreed.preempted and progress.step < self.steps.total:
                     preempted_by = self._reason_to_leave()
+                    deadline = time.monotonic() + self.config.health.preemption_deadline
                 if saved := self.checkpointer.advance(agreed.saving):
                     journal.saved(saved)
                 self.checkpointer.observe(outcome.loss)
-                if self.checkpointer.due(progress, agreed.save_due) or preempted_by:
-                    deadline = self.config.health.preemption_deadline if preempted_by else None
-                    if saved := self.checkpointer.begin(progress, deadline):
-                        journal.saved(saved)
+                due = preempted_by or self.checkpointer.due(progress, agreed.save_due)
+                if due and (saved := self.checkpointer.begin(progress, deadline)):
+                    journal.saved(saved)
         phase.enter("save")
-        if saved := self.checkpointer.finish(self.config.health.preemption_deadline if preempted_by else None):
+        if saved := self.checkpointer.finish(deadline):
             journal.saved(saved)
         return progress, preempted_by
 

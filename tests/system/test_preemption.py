@@ -12,10 +12,18 @@ from pathlib import Path
 import pytest
 
 from astroclip_dist.store import Store
+from astroclip_dist.train.checkpoint import describe
 from astroclip_dist.train.mlflow_run import read_history
+from tests.system.disturbed_training import Training, in_save
 from tests.system.training_runs import STEPS, Command, event, events, result, run_command, undisturbed, write_config
 
 pytestmark = pytest.mark.slow
+SLOW_S = 5.0
+
+
+def write_slowly(*_: object, **__: object) -> None:
+    print("writes slowly", flush=True)
+    time.sleep(SLOW_S)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -93,6 +101,22 @@ def test_workers_that_do_not_leave_in_time_are_ended(tmp_path_factory: pytest.Te
     assert command.finish() == 75, command.output
     assert "left without a save" in command.output
     assert events(run)[-1] == ("saved", 5)
+
+
+def test_the_save_under_way_and_the_last_one_have_the_deadline_together(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    data, _ = undisturbed(tmp_path_factory.getbasetemp())
+    run = tmp_path / "run"
+    overrides = ["checkpoint.background=true", f"health.preemption_deadline={SLOW_S + 1:.0f} s"]
+    training = Training(write_config(tmp_path, data, str(run)), overrides, where=in_save, do=write_slowly)
+    # The save of step 5 is begun, and takes most of the deadline. The next one then takes all the rest.
+    training.signal(1, signal.SIGTERM, at="writes slowly")
+    assert training.finish() == [75, 75], training.output
+    assert "health.preemption_deadline is over, it is given up" in training.output
+    (left,) = event(run, "preempted")
+    assert (left["saved"], left["step"] > 5) == (5, True)
+    assert [found.step for found in describe(Store(run)) if found.is_complete] == [5]
 
 
 def test_the_workers_that_are_left_after_a_kill_do_not_hold_up_the_restart(

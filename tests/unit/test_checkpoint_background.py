@@ -118,7 +118,7 @@ def test_a_save_counts_although_there_is_no_time_to_remove_old_ones(kept: KeptSt
     settled(checkpointer)
     checkpointer.advance(saving=False)
     until(lambda: resolve_checkpoint(kept.url)[1].url.endswith("step-000000010"))
-    saved = checkpointer.finish(0.1)
+    saved = checkpointer.finish(time.monotonic() + 0.1)
     assert saved is not None
     assert (saved.name, saved.unpruned) == ("checkpoints/step-000000010", "there was no time for it")
 
@@ -185,22 +185,24 @@ def test_what_is_not_written_at_the_deadline_is_given_up(
     gated.gate.clear()
     checkpointer.begin(Progress(10))
     began = time.monotonic()
-    assert checkpointer.finish(0.1) is None
+    assert checkpointer.finish(began + 0.1) is None
     assert time.monotonic() - began < 10
-    assert "step-000000010 was not written within 0 s and is given up: the one before counts" in caplog.text
+    assert "step-000000010: health.preemption_deadline is over, it is given up: the one before counts" in caplog.text
     # Written later it is no checkpoint either: nobody says that it is complete.
     gated.gate.set()
     assert resolve_checkpoint(gated.url)[1].url.endswith("step-000000005")
     assert restore(gated, engine) == Progress(5)
 
 
-def test_asked_to_leave_a_save_under_way_has_the_deadline_too(gated: GatedStore, ranks: Ranks) -> None:
-    checkpointer = Checkpointer(gated, small_engine(ranks), {}, Checkpoint(), STEPS)
-    checkpointer.begin(Progress(5))
+@pytest.mark.parametrize("background", [True, False])
+def test_asked_to_leave_all_saves_together_have_the_deadline(background: bool, gated: GatedStore, ranks: Ranks) -> None:
+    checkpointer = Checkpointer(gated, small_engine(ranks), {}, Checkpoint(background=background), STEPS)
     began = time.monotonic()
-    assert checkpointer.begin(Progress(6), deadline_s=0.1) is None
-    assert checkpointer.finish(0.1) is None
+    checkpointer.begin(Progress(5), began + 0.2)
+    assert checkpointer.begin(Progress(6), began + 0.2) is None
+    assert checkpointer.finish(began + 0.2) is None
     assert time.monotonic() - began < 10
+    assert not complete_checkpoints(gated)
 
 
 def test_without_background_a_save_is_complete_at_once(tmp_path: Path, ranks: Ranks) -> None:
@@ -269,7 +271,7 @@ def fail_in_background(run: str, where: str, seen_by: str) -> str:
         if seen_by == "begin":
             checkpointer.begin(Progress(6))
         elif seen_by == "finish":
-            checkpointer.finish(60)
+            checkpointer.finish(time.monotonic() + 60)
         else:
             for _ in range(2):
                 settled(checkpointer)

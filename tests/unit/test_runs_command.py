@@ -294,6 +294,7 @@ def test_saves_in_a_row_are_one_entry() -> None:
         ),
         ({"event": "hung", "ranks": [1], "message": "rank 1 hangs in backward"}, "rank 1 hangs in backward"),
         ({"event": "restarting", "cause": "c", "world_size": 2}, "restarted on 2 workers: c"),
+        ({"event": "preempted", "step": 7, "reason": "x", "saved": 5}, "left at step 7, saved up to step 5: x"),
         ({"event": "preempted"}, "preempted"),
         ({}, "?"),
     ],

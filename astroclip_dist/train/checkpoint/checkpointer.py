@@ -99,11 +99,12 @@ class Checkpointer:
         """Whether to save after this step; ``is_time`` of any rank."""
         return is_time or progress.step % self._every == 0 or progress.step == self._steps.total
 
-    def begin(self, progress: Progress, deadline_s: float | None = None) -> Saved | None:
+    def begin(self, progress: Progress, deadline: float | None = None) -> Saved | None:
         """Take the state as it is now, and start to write it; a save that is under way is waited for.
 
         Args:
-            deadline_s: for that waiting; when it is over, no other save is begun. None: without limit.
+            deadline: of ``time.monotonic()``, for whatever is waited for; when it passes before this save is begun,
+                none is. None: without limit.
 
         Returns:
             The checkpoint that became complete meanwhile: the one before or, unless in the background, this one.
@@ -111,7 +112,7 @@ class Checkpointer:
         before = None
         if self._saver.under_way:
             began = time.perf_counter()
-            before = self._wait(deadline_s)
+            before = self._wait(deadline)
             if before is None:
                 return None
             self._say("waited %.1f s for %s: saves take longer than what lies between them", began, before.name)
@@ -122,7 +123,7 @@ class Checkpointer:
         self._progress, name = progress, checkpoint_name(progress.step)
         self._saver.begin(name, _about(progress, self._engine, score, self._steps.per_epoch))
         if not self._config.background:
-            before = self._wait(None)
+            before = self._wait(deadline)
         self._say("training stood still for %.2f s to save %s", began, name)
         return before
 
@@ -139,27 +140,26 @@ class Checkpointer:
             return None
         return self._saved(self._saver.proceed(None))
 
-    def finish(self, deadline_s: float | None) -> Saved | None:
+    def finish(self, deadline: float | None) -> Saved | None:
         """Wait until the save under way, if any, is complete.
 
         Args:
-            deadline_s: after which it is given up; None: without limit.
+            deadline: of ``time.monotonic()``, at which it is given up; None: without limit.
 
         Returns:
             The checkpoint that became complete; None, too, when it was given up: then the one before is the newest.
         """
-        return self._wait(deadline_s) if self._saver.under_way else None
+        return self._wait(deadline) if self._saver.under_way else None
 
-    def _wait(self, deadline_s: float | None) -> Saved | None:
+    def _wait(self, deadline: float | None) -> Saved | None:
         name = self._saver.under_way
-        deadline = None if deadline_s is None else time.monotonic() + deadline_s
         complete = None
         try:
             while self._saver.under_way:
                 complete = self._saver.proceed(deadline)
         except LateError:
             if self._engine.ranks.is_first:
-                log.error("%s was not written within %.0f s and is given up: the one before counts", name, deadline_s)
+                log.error("%s: health.preemption_deadline is over, it is given up: the one before counts", name)
         return self._saved(complete)
 
     def _saved(self, complete: Save | None) -> Saved | None:
