@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import json
+import logging
 import socket
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -19,6 +20,7 @@ from astroclip_dist.config.run import Metrics
 from astroclip_dist.errors import ConfigError
 from astroclip_dist.train.metrics import METRICS, RUN_LABEL, RunMetrics
 
+log = logging.getLogger(__name__)
 Family = CounterMetricFamily | GaugeMetricFamily
 
 
@@ -61,8 +63,15 @@ class HttpExporter:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
-        if over and self._target is not None and self._announced == _text(self._target):
-            self._target.unlink(missing_ok=True)
+        if over and self._target is not None:
+            try:
+                if self._announced == self._target.read_text():
+                    self._target.unlink()
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                # The run is over all the same.
+                log.error("%s stays, and with it an alert: %s", self._target, error.strerror)
 
     def _announce(self, run: str, address: str, folder: Path) -> Path:
         """One file a run, which another attempt on another node replaces."""
@@ -102,10 +111,3 @@ def _reachable(address: str) -> str:
     if ip.is_unspecified:
         return socket.gethostname()
     return f"[{ip}]" if ip.version == 6 else str(ip)
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        return None

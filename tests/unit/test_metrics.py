@@ -175,6 +175,18 @@ def test_the_target_lives_as_long_as_the_run_ought_to_answer(tmp_path: Path) -> 
     assert list(targets.iterdir()) == []
 
 
+def test_a_target_that_cannot_be_removed_is_said_and_the_run_ends_well(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    watched = monitor(tmp_path, targets_folder=str(tmp_path / "targets"))
+    watched.started(Progress(), steps_per_epoch=10)
+    [target] = (tmp_path / "targets").iterdir()
+    target.unlink()
+    target.mkdir()
+    watched.close(over=True, deadline_s=5)
+    assert f"{target} stays" in caplog.text
+
+
 def test_a_taken_port_is_said_and_the_run_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
