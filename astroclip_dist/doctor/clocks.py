@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-import urllib.error
-import urllib.request
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
 from astroclip_dist.doctor.context import Context
 from astroclip_dist.doctor.findings import Finding, Values, fine, problem, warning
+from astroclip_dist.doctor.http_answer import answer_of
 from astroclip_dist.errors import ConfigError
 from astroclip_dist.train.records import mask
 
@@ -47,17 +46,12 @@ def _compare(url: str, who: str) -> Finding:
 
 def clock_skew(url: str) -> float | None:
     """Seconds by which a server's clock is ahead of ours, to one second; None when it does not say."""
-    parts = urlsplit(url)
-    # Nobody's login: a refusal has a date, too.
-    plain = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     began = time.time()
     try:
-        with urllib.request.urlopen(plain, timeout=_DEADLINE_S) as response:
-            date = response.headers["Date"]
-    except urllib.error.HTTPError as error:
-        date = error.headers["Date"]
+        _, headers = answer_of(url, _DEADLINE_S)
     except OSError:
         return None
+    date = headers["Date"]
     if not date:
         return None
     # The header has whole seconds: the true time is half a second later on average.

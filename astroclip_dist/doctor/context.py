@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from astroclip_dist.config import RunConfig, load_config
+from astroclip_dist.data.manifest import MANIFEST_NAME
 from astroclip_dist.errors import ConfigError
 from astroclip_dist.store import normalize_url
 
@@ -41,14 +42,15 @@ class Context:
         return self.config.tracking_uri() if self.config else os.environ.get("MLFLOW_TRACKING_URI")
 
     @property
-    def folders(self) -> dict[str, Path]:
-        """Local folders that a run writes, by what they are for."""
-        found = {}
+    def folders(self) -> list[tuple[str, Path]]:
+        """Local folders that a run writes, after what they are for."""
+        found = []
         if self.config and self.config.reading.cache:
-            found["cache"] = Path(self.config.reading.cache.folder)
-        if self.run and self.run.startswith("file://"):
-            found["run"] = Path(unquote(urlsplit(self.run).path))
-        return found
+            found.append(("cache", Path(self.config.reading.cache.folder)))
+        named = [("run", self.run or ""), *(("folder", url) for url in self.urls)]
+        local = [(what, Path(unquote(urlsplit(url).path))) for what, url in named if url.startswith("file://")]
+        # A dataset is only read.
+        return found + [(what, folder) for what, folder in local if not (folder / MANIFEST_NAME).is_file()]
 
     @property
     def uses_several_machines(self) -> bool:

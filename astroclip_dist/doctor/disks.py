@@ -17,10 +17,10 @@ _SLOW_BYTES_A_S = 50e6
 
 
 def check_disks(context: Context) -> list[Finding]:
-    """The folder for temporary files, the cache of shards, and the run folder where it is a local one."""
-    folders = {"temporary files": Path(tempfile.gettempdir()), **context.folders}
+    """The folder for temporary files, the cache of shards, and local ones that a run would write."""
+    folders = [("temporary files", Path(tempfile.gettempdir())), *context.folders]
     limit = context.config.reading.cache.limit if context.config and context.config.reading.cache else None
-    return [_examine(what, folder, limit if what == "cache" else None) for what, folder in folders.items()]
+    return [_examine(what, folder, limit if what == "cache" else None) for what, folder in folders]
 
 
 def _examine(what: str, folder: Path, wanted: int | None) -> Finding:

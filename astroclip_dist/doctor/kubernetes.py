@@ -9,7 +9,8 @@ from astroclip_dist.doctor.context import Context
 from astroclip_dist.doctor.findings import Finding, fine, problem, warning
 
 _DEADLINE_S = 5.0
-_IN_A_POD = "KUBERNETES_SERVICE_HOST"
+# A pod's own account; the pods of our trainings have none.
+_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 _NEEDED = {"ray.io": "KubeRay", "kueue.x-k8s.io": "Kueue"}
 
 
@@ -19,7 +20,7 @@ def check_kubernetes(context: Context) -> list[Finding]:
     files = [Path(path) for path in (named or str(Path.home() / ".kube/config")).split(os.pathsep)]
     if named and not any(file.is_file() for file in files):
         return [problem(f"KUBECONFIG={named}: no such file", "Correct KUBECONFIG, or unset it.", usable=False)]
-    in_a_pod = named is None and _IN_A_POD in os.environ
+    in_a_pod = named is None and _ACCOUNT.is_file()
     if not in_a_pod and not any(file.is_file() for file in files):
         return [fine("no kubeconfig: jobs cannot be handed to Kubernetes from here", usable=False)]
     try:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-import urllib.error
-import urllib.request
+from http.client import responses
 
 from astroclip_dist.doctor.context import Context
 from astroclip_dist.doctor.findings import Finding, fine, problem, warning
+from astroclip_dist.doctor.http_answer import answer_of
 from astroclip_dist.train.records import mask
 from astroclip_dist.train.tracking import CLIENT_SETTINGS
 
@@ -25,17 +25,16 @@ def check_tracking(context: Context) -> list[Finding]:
         return [fine(f"MLflow keeps its records at {mask(uri)}, for processes of this machine", uri=mask(uri))]
     shown = mask(uri).rstrip("/")
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_DEADLINE_S):
-            pass
-    except urllib.error.HTTPError as error:
-        mend = "Check that the URI is that of an MLflow server, and its log."
-        return [problem(f"MLflow at {shown} answers {error.code} {error.reason}", mend, uri=shown)]
-    except (OSError, ValueError) as error:
-        why = getattr(error, "reason", error)
+        status, _ = answer_of(f"{uri.rstrip('/')}/health", _DEADLINE_S)
+    except OSError as error:
         mend = (
             "Start it, or correct MLFLOW_TRACKING_URI or tracking.uri. A run would keep its records until it is back."
         )
-        return [problem(f"MLflow at {shown} does not answer: {why}", mend, uri=shown)]
+        return [problem(f"MLflow at {shown} does not answer: {error}", mend, uri=shown)]
+    # What a proxy in front of it asks a login for, the client is asked for, too.
+    if status >= 400 and status not in (401, 403):
+        mend = "Check that the URI is that of an MLflow server, and its log."
+        return [problem(f"MLflow at {shown} answers {status} {responses.get(status, '')}", mend, uri=shown)]
     return _login(uri, shown)
 
 

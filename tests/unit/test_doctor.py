@@ -16,7 +16,9 @@ import pytest
 
 from astroclip_dist.cli import main
 from astroclip_dist.config import RunConfig, load_config
+from astroclip_dist.doctor import tracking_server
 from astroclip_dist.doctor.checks import CHECKS, Check
+from astroclip_dist.doctor.clocks import check_clocks
 from astroclip_dist.doctor.context import Context, context_of
 from astroclip_dist.doctor.disks import check_disks
 from astroclip_dist.doctor.examination import Examined, examine
@@ -28,6 +30,7 @@ from astroclip_dist.doctor.ports import check_ports
 from astroclip_dist.doctor.ray_cluster import check_ray
 from astroclip_dist.doctor.showing import as_json, lines
 from astroclip_dist.doctor.slurm import check_slurm
+from astroclip_dist.doctor.tracking_server import check_tracking
 from astroclip_dist.doctor.versions import check_versions
 from astroclip_dist.errors import UserError
 from tests.conftest import REPOSITORY
@@ -90,6 +93,21 @@ def test_a_disk_is_measured_and_nothing_stays(tmp_path: Path, monkeypatch: pytes
     assert not problems(found)
     assert all(int(str(finding.values["written_bytes_a_second"])) > 0 for finding in found)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_on_the_command_line_is_examined_unless_it_is_a_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("astroclip_dist.doctor.disks._LONGEST_S", 0.05)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "manifest.json").touch()
+    found = check_disks(context_of([f"{tmp_path}/data", str(tmp_path), f"file://{tmp_path}/new", "file:///proc/x"]))
+    assert [finding.what.split(")")[0] for finding in found[1:]] == [
+        f"folder ({tmp_path}",
+        f"folder ({tmp_path}/new",
+        "folder (/proc/x",
+    ]
+    assert [finding.state == "problem" for finding in found[1:]] == [False, False, True]
 
 
 def test_a_cache_larger_than_its_disk_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,6 +238,62 @@ def test_a_kubernetes_cluster_is_asked_what_it_knows(
     if groups is not None:
         server.shutdown()
         server.server_close()
+
+
+def test_a_pod_without_an_account_is_no_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As launchers/kubernetes makes its pods.
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    (found,) = check_kubernetes(Context())
+    assert (found.state, found.values) == ("ok", {"usable": False})
+
+
+class _Gate(BaseHTTPRequestHandler):
+    """A proxy that wants a login for everything, or, as ``status`` 0, something that does not speak HTTP."""
+
+    status = 401
+
+    def do_GET(self) -> None:
+        if self.status:
+            self.send_response(self.status)
+            self.end_headers()
+        else:
+            self.wfile.write(b"\0\1\n")
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [(401, "logged in"), (404, "answers 404 Not Found"), (0, "does not answer: BadStatusLine")]
+)
+def test_mlflow_with_a_login_in_its_address(status: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = HTTPServer(("127.0.0.1", 0), type("Handler", (_Gate,), {"status": status}))
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    uri = f"http://me:password-of-mine@127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr(tracking_server, "_login", lambda uri, shown: [fine(f"logged in with {uri}")])
+    (found,) = check_tracking(Context())
+    (clock,) = check_clocks(Context())
+    server.shutdown()
+    server.server_close()
+    assert said in found.what
+    assert clock.state == ("warning" if status == 0 else "ok")
+    if status != 401:
+        assert "password-of-mine" not in f"{found}{clock}"
+
+
+def test_an_address_that_is_none_is_said_to_be_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:port")
+    (found,) = check_tracking(Context())
+    assert (found.state, "nonnumeric port" in found.what, "MLFLOW_TRACKING_URI" in found.mend) == (
+        "problem",
+        True,
+        True,
+    )
+    assert [finding.state for finding in check_clocks(Context())] == ["warning"]
 
 
 def test_a_check_that_hangs_or_breaks_does_not_keep_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
