@@ -83,15 +83,16 @@ class Batch:
         if self._restarts >= self._max_restarts:
             _say(f"the command {how}; not queued again: max_restarts = {self._max_restarts} is reached")
             return
+        # When Slurm takes the request, or ends the job by itself, it sends SIGTERM to all of the job, scontrol as well.
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
         try:
             # One that was cancelled, or that Slurm itself has queued again already, is not to be touched.
             if (state := job_details(self._job).get("JobState")) != "RUNNING":
                 _say(f"the command {how}; Slurm says that the job is {state}")
                 return
-            # Before Slurm ends what is left of this start by SIGTERM.
-            cause = self._told or "by itself"
             run(["scontrol", "requeue", self._job])
-            _say(f"the command {how}; queued again ({cause})")
+            _say(f"the command {how}; queued again ({self._told or 'by itself'})")
         except (RefusedError, UserError) as error:
             _say(f"the command {how}; cannot be queued again: {error}")
 

@@ -81,8 +81,8 @@ class SlurmCluster:
     def start_at_once(self, name: str) -> None:
         """Spare a job that was queued again the wait for its old credential."""
         self.wait_for_state(name, "requeued")
-        # In the second in which the old one was revoked, a new one seems to count as the same: the start fails.
-        time.sleep(2)
+        # Nodes refuse a credential that is dated from the second in which the old one was revoked, and the job fails.
+        time.sleep(1)
         self.slurm("scontrol", "update", f"JobId={self.id_of(name)}", "StartTime=now")
 
     def processes(self, job_id: str, title: str = "") -> list[psutil.Process]:

@@ -251,6 +251,39 @@ def test_a_job_is_started_again_as_often_as_it_may_be(cluster: SlurmCluster, wai
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mode", ["REQUEUE", "CANCEL"])
+def test_a_job_that_does_not_leave_in_time_is_requeued_once_or_cancelled(
+    cluster: SlurmCluster, waiting: str, mode: str
+) -> None:
+    name, urgent = f"late-{mode.lower()}", f"urgent-{mode.lower()}"
+    cluster.slurm("scontrol", "update", "PartitionName=batch", "GraceTime=2", f"PreemptMode={mode}")
+    try:
+        path = cluster.write_job(name, waiting + "cpus_per_node: 8\n")
+        astroclip("jobs", "submit", path, "launcher.exclude=[n2]")
+        cluster.wait_for_log(name, "start 1 of 101")
+        job = cluster.id_of(name)
+        until(lambda: cluster.processes(job, "astroclip_dist.cli"))
+        [command] = cluster.processes(job, "astroclip_dist.cli")
+        command.suspend()
+        path = cluster.write_job(urgent, waiting + "queue: urgent\ncpus_per_node: 8\n")
+        astroclip("jobs", "submit", path, "launcher.exclude=[n2]")
+        cluster.wait_for_log(name, "SIGUSR2: the command is asked to leave")
+        # Slurm wakes and ends the command; the shell around it must not ask for a requeue once more.
+        cluster.wait_for_log(name, "was killed by signal 15; Slurm says that the job is COMPLETING")
+        cluster.wait_for_state(urgent, "running")
+        told = cluster.status(name)
+        if mode == "REQUEUE":
+            assert (told["state"], told["restarts"]) == ("requeued", 1)
+        else:
+            assert (told["state"], told["restarts"]) == ("cancelled", 0)
+            assert "submit it again" in told["reason"]
+        for one in (name, urgent):
+            astroclip("jobs", "cancel", one)
+    finally:
+        cluster.slurm("scontrol", "update", "PartitionName=batch", "GraceTime=60", "PreemptMode=REQUEUE")
+
+
+@pytest.mark.slow
 def test_a_quota_is_refused_or_waits_with_the_reason(waiting: str) -> None:
     with small_slurm(2, "--accounting") as cluster:
         path = cluster.write_job("high", VERSION)
