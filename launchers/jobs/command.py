@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+_LATELY_S = 7 * 86_400.0
+
 
 def add_parser(subparsers: Any) -> None:
     """Add ``jobs`` to the command; ``args.run(args)`` of the chosen one does the work and gives the exit code."""
@@ -22,7 +24,8 @@ def add_parser(subparsers: Any) -> None:
     submit.add_argument("--wait", action="store_true", help="of a pipeline: stay until its last job is over")
     submit.add_argument("--json", action="store_true", help="print JSON")
 
-    listing = _add(commands, "list", _list, "all jobs that were submitted from here")
+    listing = _add(commands, "list", _list, "jobs that were submitted from here, and are not over or ended lately")
+    listing.add_argument("--all", action="store_true", help="also those that ended more than 7 days ago")
     listing.add_argument("--json", action="store_true", help="print JSON")
 
     status = _add(commands, "status", _status, "all that is known of a job, and what can be done next")
@@ -97,12 +100,13 @@ def _list(args: argparse.Namespace) -> int:
     from launchers.jobs.progress import read_progress
     from launchers.jobs.showing import job_as_json, table_of
 
-    jobs = _desk().jobs()
+    known = _desk().jobs()
+    jobs = [job for job in known if args.all or not job.is_over_for(_LATELY_S)]
     progress = read_progress(job.record.run for job in jobs if job.record.run is not None)
     if args.json:
         print(json.dumps([job_as_json(job, progress.get(job.record.run or "")) for job in jobs]))
     else:
-        print(table_of(jobs, progress))
+        print(table_of(jobs, progress, left_out=len(known) - len(jobs)))
     return 0
 
 

@@ -18,6 +18,9 @@ from launchers.jobs.records import JobRecord, JobRecords
 from launchers.jobs.status import JobState, JobStatus
 from launchers.jobs.task import Task
 
+# For minutes after its end, others may make an engine start a job again (scontrol requeue).
+_SETTLED_AFTER_S = 3600.0
+
 
 @dataclass(frozen=True)
 class Submission:
@@ -40,13 +43,20 @@ class Job:
     """A job that was submitted, and what its engine says of it.
 
     Attributes:
-        known: False: the engine does not know it, or does not answer; the status is what is remembered, or what the run
-            folder tells.
+        known: False: the engine does not know it, does not answer, or was not asked; the status is what is remembered,
+            or what the run folder tells.
     """
 
     record: JobRecord
     status: JobStatus
     known: bool = True
+
+    def is_over_for(self, seconds: float) -> bool:
+        """Whether it ended so long ago; where its engine does not tell when, whether it was submitted so long ago."""
+        if not self.status.state.is_over:
+            return False
+        ended = datetime.fromisoformat(self.status.ended or self.record.submitted)
+        return (datetime.now(UTC) - ended).total_seconds() >= seconds
 
 
 class JobDesk:
@@ -107,14 +117,18 @@ class JobDesk:
         """Jobs by their names, or those of their sweeps and pipelines; all, where no names are given. Each engine is
         asked once, all at the same time.
 
-        Of all jobs, those whose engine does not answer are UNKNOWN, with the reason.
+        Of all jobs, those that are settled are told from memory, and those whose engine does not answer are UNKNOWN,
+        with the reason, unless they were over.
 
         Raises:
             ConfigError: no job of that name.
             StorageError: the engine of a job that was named does not answer.
         """
         if names is None:
-            return self._ask(self._records.all(), patient=True)
+            records = self._records.all()
+            asked = self._ask([record for record in records if not record.settled], patient=True)
+            told = {job.record.name: job for job in asked}
+            return [told.get(record.name) or Job(record, record.last, known=False) for record in records]
         meant = dict.fromkeys(one for name in names for one in self.names_of(name))
         return self._ask([self._record(name) for name in meant])
 
@@ -217,8 +231,7 @@ class JobDesk:
 
     def _heard(self, record: JobRecord, status: JobStatus) -> Job:
         """A job by what its engine says."""
-        if status != record.last:
-            record = self._records.add(record, last=status)
+        record = self._noted(record, status)
         if status.state is JobState.PENDING and not record.released and not self._records.changed_by(record.name):
             killed = "its submit did not come to its end: submit it again, or cancel it"
             return Job(
@@ -226,10 +239,16 @@ class JobDesk:
             )
         return Job(record, status)
 
+    def _noted(self, record: JobRecord, status: JobStatus) -> JobRecord:
+        settled = Job(record, status).is_over_for(_SETTLED_AFTER_S)
+        if (status, settled) == (record.last, record.settled):
+            return record
+        return self._records.add(record, last=status, settled=settled)
+
     def _remembered(self, record: JobRecord, status: JobStatus | None, runs: dict[str, RunProgress]) -> Job:
         """A job that its engine does not know: by what it was last heard to say, or by the run folder."""
         if record.last.state.is_over:
-            return Job(record, record.last, known=False)
+            return Job(self._noted(record, record.last), record.last, known=False)
         if record.job_id is None:
             by = self._records.changed_by(record.name)
             reason = f"process {by} submits it now" if by else f"was never handed over to {record.place.name}"
@@ -352,6 +371,8 @@ def _forgotten(record: JobRecord, status: JobStatus | None) -> bool:
 
 
 def _unheard(record: JobRecord, error: UserError) -> Job:
+    if record.last.state.is_over:
+        return Job(record, record.last, known=False)
     reason = f"{record.place.name} does not answer ({error}); last heard: {record.last.state}"
     return Job(record, JobStatus(JobState.UNKNOWN, reason, submitted=record.submitted), known=False)
 

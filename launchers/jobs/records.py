@@ -43,6 +43,7 @@ class JobRecord(BaseModel):
         limits: what the job asked of its queue (``Task.limits``).
         run: URL of the run folder, for a training.
         last: what the engine was last heard to say; what counts when it has forgotten the job.
+        settled: whether ``last`` is final: a listing asks no engine after the job any more.
         sweep, pipeline: the names of those that it belongs to.
     """
 
@@ -59,6 +60,7 @@ class JobRecord(BaseModel):
     limits: dict[str, Any] = Field(default_factory=dict)
     run: str | None = None
     last: JobStatus = JobStatus(JobState.PENDING)
+    settled: bool = False
     sweep: str | None = None
     pipeline: str | None = None
 

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from astroclip_dist.runs.wording import ago, clock, table
+from astroclip_dist.runs.wording import ago, clock, many, table
 from launchers.jobs.desk import Job, Submission
 from launchers.jobs.progress import RunProgress
 from launchers.jobs.status import JobState
@@ -68,14 +68,16 @@ def job_as_json(job: Job, progress: RunProgress | None) -> dict[str, Any]:
     }
 
 
-def table_of(jobs: Sequence[Job], progress: Mapping[str, RunProgress]) -> str:
+def table_of(jobs: Sequence[Job], progress: Mapping[str, RunProgress], left_out: int = 0) -> str:
     """One line a job.
 
     Args:
         progress: by URL of the run folder.
+        left_out: how many more ended long ago.
     """
+    more = [f"{many(left_out, 'job')} ended longer ago: astroclip jobs list --all"] if left_out else []
     if not jobs:
-        return "no jobs: astroclip jobs submit JOB.yaml"
+        return more[0] if more else "no jobs: astroclip jobs submit JOB.yaml"
     rows = [["job", "launcher", "id", "state", "restarts", "step", "samples/s", "ETA", "reason"]]
     for job in jobs:
         record, status = job.record, job.status
@@ -94,7 +96,7 @@ def table_of(jobs: Sequence[Job], progress: Mapping[str, RunProgress]) -> str:
                 _short(_reason(job, run)),
             ]
         )
-    return "\n".join(table(rows))
+    return "\n".join([*table(rows), *more])
 
 
 def job_in_words(job: Job, progress: RunProgress | None) -> str:

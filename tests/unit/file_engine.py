@@ -6,6 +6,7 @@ import fcntl
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ class FileEngine:
 
     Attributes:
         away: does not answer.
+        asked: ids of jobs whose status was asked for, in their order.
         refuses: takes no job.
     """
 
@@ -28,6 +30,7 @@ class FileEngine:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.away = self.refuses = False
+        self.asked: list[str] = []
 
     @contextmanager
     def jobs(self) -> Iterator[dict[str, dict[str, Any]]]:
@@ -70,8 +73,10 @@ class FileEngine:
                     jobs[job_id] |= {"held": False, "state": "running"}
 
     def statuses(self, ids: Sequence[str]) -> Mapping[str, JobStatus]:
+        self.asked += ids
         with self.jobs() as jobs:
-            return {job_id: JobStatus(JobState(jobs[job_id]["state"])) for job_id in ids if job_id in jobs}
+            here = [job_id for job_id in ids if job_id in jobs]
+            return {one: JobStatus(JobState(jobs[one]["state"]), ended=jobs[one].get("ended")) for one in here}
 
     def logs(self, job_id: str, follow: bool) -> Iterator[str]:
         yield job_id
@@ -90,13 +95,13 @@ class FileEngine:
         with self.jobs() as jobs:
             return {job_id: "held" if job["state"] == "pending" else job["state"] for job_id, job in jobs.items()}
 
-    def becomes(self, job_id: str, state: str | None) -> None:
+    def becomes(self, job_id: str, state: str | None, ended: datetime | None = None) -> None:
         """None: it is forgotten."""
         with self.jobs() as jobs:
             if state is None:
                 del jobs[job_id]
             else:
-                jobs[job_id]["state"] = state
+                jobs[job_id] |= {"state": state, "ended": None if ended is None else ended.isoformat()}
 
 
 class Hooked:

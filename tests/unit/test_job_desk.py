@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,37 @@ def test_an_engine_that_is_away_does_not_hide_the_jobs_of_others(
         desk.submit([task("there", place=RayPlace(address="http://head:8265"))])
     other.away = False
     assert [job.status.state for job in desk.jobs()] == [JobState.RUNNING, JobState.RUNNING]
+
+
+def test_a_listing_asks_no_engine_after_what_ended_long_ago(desk: JobDesk, engine: FileEngine) -> None:
+    desk.submit([task("sky-a"), task("sky-b"), task("sky-c")])
+    now = datetime.now(UTC)
+    engine.becomes("sky-a.0", "failed", now - timedelta(hours=2))
+    engine.becomes("sky-b.0", "failed", now - timedelta(minutes=1))
+    desk.jobs()
+    engine.asked.clear()
+    # Within minutes an engine can be made to start it again.
+    engine.becomes("sky-b.0", "running")
+    told = {job.record.name: job.status.state for job in desk.jobs()}
+    assert told == {"sky-a": JobState.FAILED, "sky-b": JobState.RUNNING, "sky-c": JobState.RUNNING}
+    assert engine.asked == ["sky-b.0", "sky-c.0"]
+    # Who asks after it by its name hears what is so now, and the next listing with him.
+    engine.becomes("sky-a.0", "running")
+    assert only(desk.jobs(["sky-a"])).status.state is JobState.RUNNING
+    assert desk.jobs()[0].status.state is JobState.RUNNING
+    # Another attempt is asked after again.
+    engine.becomes("sky-a.0", "failed", now - timedelta(hours=2))
+    desk.jobs()
+    assert desk.submit([task("sky-a")])[0].record.job_id == "sky-a.1"
+    assert desk.jobs()[0].status.state is JobState.RUNNING
+
+
+def test_what_was_over_is_over_while_its_engine_is_away(desk: JobDesk, engine: FileEngine) -> None:
+    desk.submit([task("sky-a"), task("sky-b")])
+    engine.becomes("sky-a.0", "succeeded", datetime.now(UTC))
+    desk.jobs()
+    engine.away = True
+    assert [job.status.state for job in desk.jobs()] == [JobState.SUCCEEDED, JobState.UNKNOWN]
 
 
 def test_a_job_that_was_over_when_its_engine_forgot_it_is_over(desk: JobDesk, engine: FileEngine) -> None:

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +164,7 @@ def test_how_far_a_run_is_stands_in_the_list(astroclip: Astroclip, folder: Path)
     run.put(PROGRESS_FILE, b'{"step": 12, "steps": 40, "time": "2026-01-01T00:00:00Z"}')
     with EventLog(run) as events:
         events.write("restarting", cause="rank 1 died")
-    failed = JobStatus(JobState.FAILED, submitted="2026-01-01T00:00:00Z")
+    failed = JobStatus(JobState.FAILED, ended=datetime.now(UTC).isoformat())
     JobRecords().write(RECORD.model_copy(update={"run": run.url, "last": failed}))
     [job] = astroclip.json("list")
     assert (job["progress"]["step"], job["progress"]["steps"], job["progress"]["restarts"]) == (12, 40, 1)
@@ -228,12 +230,34 @@ def test_a_cluster_that_is_away_hides_no_other_job(astroclip: Astroclip) -> None
     # Nobody listens at port 9.
     there = {"name": "there", "run": None, "place": RayPlace(address="http://127.0.0.1:9")}
     records.write(RECORD.model_copy(update={**there, "last": JobStatus(JobState.RUNNING)}))
-    here, away = astroclip.json("list")
+    here, away = astroclip.json("list", "--all")
     assert (here["state"], away["state"]) == ("succeeded", "unknown")
     assert re.search(r"ray does not answer .*127\.0\.0\.1:9.*; last heard: running", away["reason"])
     assert "error: launcher.address: http://127.0.0.1:9" in astroclip("status", "there", code=1)
     assert "error: launcher.address: http://127.0.0.1:9" in astroclip("cancel", "there", code=1)
     assert records.all()[1].last.state is JobState.RUNNING
+
+
+def test_a_list_has_what_is_not_over_and_what_ended_lately(astroclip: Astroclip) -> None:
+    records, now = JobRecords(), datetime.now(UTC)
+    over = JobStatus(JobState.FAILED, ended=(now - timedelta(days=8)).isoformat())
+    about = {
+        "long-ago": {"last": over},
+        "lately": {"last": replace(over, ended=(now - timedelta(days=6)).isoformat())},
+        # Nobody knows what became of it.
+        "lost": {"last": JobStatus(JobState.RUNNING)},
+    }
+    for name, values in about.items():
+        records.write(RECORD.model_copy(update={"name": name, "run": None, **values}))
+    _, lately, lost, more = astroclip("list").splitlines()
+    assert (lately.split()[0], lost.split()[0]) == ("lately", "lost")
+    assert more == "1 job ended longer ago: astroclip jobs list --all"
+    assert [job["name"] for job in astroclip.json("list")] == ["lately", "lost"]
+    assert [job["name"] for job in astroclip.json("list", "--all")] == ["lately", "long-ago", "lost"]
+    for name in ("lately", "lost"):
+        (records.folder / f"{name}.json").unlink()
+    assert astroclip("list") == f"{more}\n"
+    assert "long-ago" in astroclip("status", "long-ago")
 
 
 def test_a_running_training_in_words() -> None:
