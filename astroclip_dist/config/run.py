@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from astroclip_dist.config.engine import DdpEngine, Engine
 from astroclip_dist.config.objective import ClipAlignment, Objective
 from astroclip_dist.config.strict import Section
-from astroclip_dist.config.units import Bytes, Length, Seconds, TrainingLength
+from astroclip_dist.config.units import Bytes, Length, PositiveLength, Seconds, TrainingLength
 from astroclip_dist.config.url import Url
 from astroclip_dist.errors import ConfigError
 
@@ -90,7 +90,7 @@ class Optimizer(Section):
 class Checkpoint(Section):
     """When the state is saved and which saves are kept. One at the end and one at a preemption come in addition."""
 
-    every: Length = TrainingLength(1000, "steps")
+    every: PositiveLength = TrainingLength(1000, "steps")
     interval: Seconds | None = Field(default=None, gt=0, description="saved, too, when this long was not")
     background: bool = Field(default=True, description="train on while a save is written; else wait for it")
     keep_last: int = Field(default=3, gt=0)
@@ -161,7 +161,7 @@ class RunConfig(Section):
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = Field(default=0, ge=0, lt=2**32)
-    length: Length
+    length: PositiveLength
     objective: Objective = ClipAlignment()
     engine: Engine = DdpEngine()
     batch: Batch

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer, WithJsonSchema
 
 _QUANTITY = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([a-zA-Z ]*?)\s*")
 _PREFIX = {"k": 1_000, "M": 1_000_000}
@@ -58,6 +58,12 @@ def _parse_length(text: Any) -> TrainingLength:
     return TrainingLength(amount, unit)
 
 
+def _above_zero(length: TrainingLength) -> TrainingLength:
+    if not length.amount:
+        raise ValueError("it must be above 0")
+    return length
+
+
 def _parse_seconds(text: Any) -> float:
     if isinstance(text, float):
         return text
@@ -80,6 +86,7 @@ def _format_bytes(size: int) -> str:
 Length = Annotated[
     TrainingLength, BeforeValidator(_parse_length), PlainSerializer(str), WithJsonSchema({"type": "string"})
 ]
+PositiveLength = Annotated[Length, AfterValidator(_above_zero)]
 Seconds = Annotated[
     float,
     BeforeValidator(_parse_seconds),

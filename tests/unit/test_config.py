@@ -36,6 +36,8 @@ def minimal(tmp_path: Path) -> Path:
         ("lenght=3 steps", "lenght", "Did you mean 'length'?"),
         ("length=5 hours", "length", "one of steps, epochs, samples"),
         ("length=1.5 steps", "length", "whole numbers"),
+        ("length=0 epochs", "length", "above 0"),
+        ("checkpoint.every=0 steps", "checkpoint.every", "above 0"),
         ("health.collective_timeout=5", "health.collective_timeout", "one of s, min, h"),
         ("workers=3", "workers", "divide batch.lanes = 4"),
         ("batch.global_size=18", "batch.global_size", "multiple of batch.lanes = 4"),
