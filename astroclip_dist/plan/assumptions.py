@@ -96,20 +96,29 @@ class Assumption:
 
 @dataclass
 class Assumptions:
-    """The numbers of a plan, and the list of all that were asked for, in that order."""
+    """The numbers of a plan, and the list of all that were asked for, in that order.
+
+    Raises:
+        ConfigError: one that is given is none.
+    """
 
     _given: Mapping[str, str]
     listed: list[Assumption] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # Also of what this run has no use for; and before dry runs, which take minutes.
+        for quantity in QUANTITIES:
+            if (text := self._given.get(quantity.name)) is not None:
+                quantity.read(text)
 
     def given(self, name: str) -> float | None:
         """The number of an option, None if it was not given and nothing is usual."""
         quantity = next(quantity for quantity in QUANTITIES if quantity.name == name)
         text = self._given.get(name)
-        if text is None and quantity.usual is None:
+        value = quantity.usual if text is None else text
+        if value is None:
             return None
         source = f"--{quantity.option}" if text is not None else f"assumed: {quantity.why}; --{quantity.option}"
-        value = text or quantity.usual
-        assert value is not None
         self.add(quantity.what, value, source)
         return quantity.read(value)
 

@@ -73,11 +73,14 @@ def test_options_are_read_in_their_units(name: str, text: str, number: float) ->
         ("device_memory", "1e999 GB"),
         ("gpus_per_node", "2.5"),
         ("samples", "many"),
+        ("samples", ""),
+        ("bandwidth", "0 Gb/s"),
+        ("bandwidth", ""),
     ],
 )
-def test_options_that_are_no_such_number_are_refused(name: str, text: str) -> None:
+def test_options_that_are_no_such_number_are_refused_before_they_are_needed(name: str, text: str) -> None:
     with pytest.raises(ConfigError, match=f"^--{name.replace('_', '-')}: .*Write a"):
-        Assumptions({name: text}).given(name)
+        Assumptions({name: text})
 
 
 def test_what_is_usual_can_be_read_and_says_where_it_is_from() -> None:
