@@ -64,24 +64,42 @@ class HttpExporter:
         self._server.server_close()
         self._thread.join()
         if over and self._target is not None:
-            try:
-                if self._announced == self._target.read_text():
-                    self._target.unlink()
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                # The run is over all the same.
-                log.error("%s stays, and with it an alert: %s", self._target, error.strerror)
+            _remove(self._target, self._announced)
 
     def _announce(self, run: str, address: str, folder: Path) -> Path:
         """One file a run, which another attempt on another node replaces."""
         self._announced = json.dumps([{"targets": [f"{_reachable(address)}:{self.port}"], "labels": {RUN_LABEL: run}}])
-        name = f"{run.rsplit('/', 1)[-1]}-{hashlib.sha256(run.encode()).hexdigest()[:8]}"
+        target = _target(run, folder)
         folder.mkdir(parents=True, exist_ok=True)
         # Of another ending than .json, which Prometheus would read.
-        aside = folder / f"{name}.{socket.gethostname()}-{self.port}.new"
+        aside = target.with_suffix(f".{socket.gethostname()}-{self.port}.new")
         aside.write_text(self._announced)
-        return aside.replace(folder / f"{name}.json")
+        return aside.replace(target)
+
+
+def forget_target(run: str, config: Metrics) -> None:
+    """Take away the target of a run that has left although its first rank did not come to say so: it was killed.
+
+    Args:
+        run: URL of the run folder; the caller holds the run.
+    """
+    if config.targets_folder is not None:
+        _remove(_target(run, Path(config.targets_folder)))
+
+
+def _target(run: str, folder: Path) -> Path:
+    return folder / f"{run.rsplit('/', 1)[-1]}-{hashlib.sha256(run.encode()).hexdigest()[:8]}.json"
+
+
+def _remove(target: Path, content: str | None = None) -> None:
+    """A target's file, if it has this content; the run is over all the same if that fails."""
+    try:
+        if content is None or target.read_text() == content:
+            target.unlink()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        log.error("%s stays, and with it an alert: %s", target, error.strerror)
 
 
 class _Values(Collector):

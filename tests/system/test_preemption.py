@@ -94,13 +94,18 @@ def test_asked_before_its_workers_are_ready_a_new_run_leaves_and_can_be_started_
 def test_workers_that_do_not_leave_in_time_are_ended(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     data, _ = undisturbed(tmp_path_factory.getbasetemp())
     run = tmp_path / "run"
-    command = Command(write_config(tmp_path, data, str(run)), "health.preemption_deadline=1 s")
+    targets = tmp_path / "targets"
+    watched = ("metrics.port=0", f"metrics.targets_folder={targets}")
+    command = Command(write_config(tmp_path, data, str(run)), "health.preemption_deadline=1 s", *watched)
     command.wait_for("step 7/30")
+    assert list(targets.iterdir())
     command.workers()[1].suspend()
     command.process.send_signal(signal.SIGTERM)
     assert command.finish() == 75, command.output
     assert "left without a save" in command.output
     assert events(run)[-1] == ("saved", 5)
+    # It waits in a queue now: nobody is to be woken up because it does not answer.
+    assert not list(targets.iterdir())
 
 
 def test_the_save_under_way_and_the_last_one_have_the_deadline_together(

@@ -27,6 +27,7 @@ from astroclip_dist.store import Store
 from astroclip_dist.train.checkpoint import Progress
 from astroclip_dist.train.checkpoint.checkpointer import Saved
 from astroclip_dist.train.event_log import EventLog, read_events
+from astroclip_dist.train.exporter import forget_target
 from astroclip_dist.train.failure import OtherRankError
 from astroclip_dist.train.heartbeat import Heartbeat
 from astroclip_dist.train.journal import Journal
@@ -150,7 +151,7 @@ def test_what_is_exposed_is_in_the_table_and_named_by_its_kind() -> None:
 
 def test_the_target_lives_as_long_as_the_run_ought_to_answer(tmp_path: Path) -> None:
     """A run that ended with a word takes its target away; one that crashed leaves it, and the next attempt's replaces
-    it; an attempt that was replaced meanwhile leaves the newer one alone."""
+    it, or the launcher that leaves forgets it; an attempt that was replaced meanwhile leaves the newer one alone."""
     targets = tmp_path / "targets"
 
     def listed() -> list[Any]:
@@ -165,6 +166,9 @@ def test_the_target_lives_as_long_as_the_run_ought_to_answer(tmp_path: Path) -> 
     assert listed() == [target]
     with pytest.raises(urllib.error.URLError):
         scraped(url_of(crashed))
+    for _ in range(2):
+        forget_target(crashed.metrics.run, configured(tmp_path, port=0, targets_folder=str(targets)).metrics)
+        assert listed() == []
     older, newer = (monitor(tmp_path, targets_folder=str(targets)) for _ in range(2))
     older.started(Progress(), steps_per_epoch=10)
     newer.started(Progress(), steps_per_epoch=10)
