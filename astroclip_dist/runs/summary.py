@@ -8,8 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from astroclip_dist.config import RunConfig
 from astroclip_dist.errors import DataError, UserError
 from astroclip_dist.runs.diary import Event, in_words
@@ -110,8 +108,8 @@ def _summary(folder: Store, name: str, names: Sequence[str]) -> RunSummary:
     config: RunConfig | None = None
     try:
         config = read_run_config(run)
-    except (UserError, yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
-        damage = f"{RUN_FILE}: {error}"
+    except UserError as error:
+        damage = str(error)
     events = events_of(run)
     if _tell_of_saves(events) and not any(
         entry.startswith("checkpoints/") and entry.endswith("/manifest.json") for entry in own

@@ -12,7 +12,7 @@ import yaml
 
 from astroclip_dist import __version__
 from astroclip_dist.config import RunConfig, parse_config
-from astroclip_dist.errors import ConfigError
+from astroclip_dist.errors import ConfigError, DataError
 from astroclip_dist.store import MissingObjectError, Store
 from astroclip_dist.train.event_log import EVENTS_FILE, read_events
 
@@ -63,13 +63,19 @@ def read_run_config(store: Store) -> RunConfig:
 
     Raises:
         ConfigError: no run there.
+        DataError: the file is not one that ``register`` wrote.
     """
     try:
-        text = store.read(RUN_FILE).decode()
+        config = yaml.safe_load(store.read(RUN_FILE))["config"]
     except MissingObjectError as error:
         raise ConfigError("run", store.url, "No run there (no run.yaml): check the URL.") from error
-    values = yaml.safe_load(text)
-    return parse_config(yaml.safe_dump(values["config"]), store.locate(RUN_FILE))
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise DataError(
+            store.locate(RUN_FILE),
+            f"damaged ({' '.join(str(error).split())})",
+            "Restore it from a copy: MLflow has one among the run's artifacts.",
+        ) from error
+    return parse_config(yaml.safe_dump(config), store.locate(RUN_FILE))
 
 
 def _refuse_other(store: Store, old: RunConfig, new: RunConfig) -> None:

@@ -156,6 +156,15 @@ def test_where_there_is_no_run(
     assert not (tmp_path / "nothing").exists()
 
 
+@pytest.mark.parametrize("content", [b"config: {", b"", b"made_with: {}", b"\xff"])
+def test_a_damaged_configuration_is_named(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run", STARTED)
+    run.put("run.yaml", content)
+    for command in ("show", "verify", "prune", "sync"):
+        code, said = ask(capsys, command, run.url)
+        assert (code, said.startswith(f"error: {run.locate('run.yaml')}: damaged")) == (1, True), said
+
+
 def test_show_tells_what_is_there_and_what_happened(saved_run: Store, capsys: pytest.CaptureFixture[str]) -> None:
     with EventLog(saved_run) as log:
         log.write("restarting", cause="rank 1 was killed (SIGKILL)", attempt=1, of=3)
