@@ -78,14 +78,14 @@ class LocalState:
 
     Attributes:
         place: as in ``LocalJob``; a later one once the job has gone to the back.
-        supervisor: its process id, for people to read.
+        supervisor: its process id, for people to read; None until it has come to itself.
         pid: of the command, while it runs.
         started, ended: ISO 8601, UTC; ``started`` is the last start.
     """
 
     state: JobState
     place: int
-    supervisor: int
+    supervisor: int | None
     reason: str | None = None
     restarts: int = 0
     pid: int | None = None
@@ -168,6 +168,8 @@ class JobFolder:
         try:
             if self._read_state() is not None:
                 return
+            # Before it begins: should it die on its way, it is known to have been started.
+            self.write_state(LocalState(JobState.PENDING, self.job.place, None))
             with self.log.open("ab") as log:
                 # Not a child of this process: nobody would have to wait for it.
                 subprocess.run(

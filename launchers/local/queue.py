@@ -108,9 +108,12 @@ class LocalQueue:
 
     def requeue(self, job_id: str) -> None:
         folder = self._existing(job_id)
-        state = LocalJobs(self._folder).status(job_id).state
-        if state is not JobState.RUNNING:
-            raise ConfigError("job", job_id, f"It is {state}: only a running job can be queued again.")
+        status = LocalJobs(self._folder).status(job_id)
+        if status.state is not JobState.RUNNING:
+            raise ConfigError("job", job_id, f"It is {status.state}: only a running job can be queued again.")
+        if status.restarts >= folder.job.max_restarts:
+            mend = "It was started again so often: cancel it, and submit it again."
+            raise ConfigError("max_restarts", folder.job.max_restarts, mend)
         folder.ask("requeue")
 
     def _existing(self, job_id: str) -> JobFolder:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,13 @@ import yaml
 
 from astroclip_dist.config.strict import validated
 from astroclip_dist.errors import ConfigError
+from launchers.jobs.desk import JobDesk
 from launchers.jobs.places import LocalPlace
+from launchers.jobs.records import JobRecords
 from launchers.jobs.spec import JobSpec
 from launchers.jobs.status import JobState
 from launchers.jobs.task import Task, tasks_of
-from launchers.local.job_folder import JobFolder, Priority
+from launchers.local.job_folder import JobFolder, LocalState, Priority
 from launchers.local.kernel_lock import is_held, take_lock
 from launchers.local.queue import LocalQueue
 
@@ -122,6 +127,38 @@ def test_a_damaged_file_is_named_and_stands_in_nobodys_way(folder: Path, name: s
     assert name in str(told[damaged].reason)
     assert told[other].state is JobState.PENDING
     assert queue.submit(tasks(folder, name="last"), 0)
+
+
+def test_a_job_whose_supervisor_died_on_its_way_has_failed_and_is_submitted_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk, dead = JobDesk(JobRecords()), tasks(folder, command=["runs", "list"])
+    with monkeypatch.context() as patch:
+        # Instead of Python: a supervisor that is gone before it has written a word.
+        patch.setattr(sys, "executable", shutil.which("true"))
+        desk.submit(dead)
+    job = JobFolder(folder / "jobs/local/image.0")
+    while job.settled_state()[1]:
+        time.sleep(0.01)
+    [found] = desk.jobs(["image"])
+    assert found.status.state is JobState.FAILED
+    assert "its supervisor died" in str(found.status.reason)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", shutil.which("true"))
+        assert desk.submit(dead)[0].record.job_id == "image.1"
+
+
+def test_what_may_not_be_started_again_is_not_requeued(folder: Path) -> None:
+    queue = LocalQueue(LocalPlace())
+    [once] = queue.submit(tasks(folder, max_restarts=1), 0)
+    job = JobFolder(folder / "jobs/local" / once)
+    job.write_state(LocalState(JobState.RUNNING, 1, os.getpid(), restarts=1))
+    lock = take_lock(job.path / "supervisor.lock")
+    assert lock is not None
+    with pytest.raises(ConfigError, match=r"max_restarts: 1\. It was started again so often"):
+        queue.requeue(once)
+    assert not job.asked("requeue")
+    os.close(lock)
 
 
 def test_a_lock_is_held_until_it_is_closed(tmp_path: Path) -> None:
