@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from astroclip_dist.train.metrics import METRICS
+from astroclip_dist.train.metrics import METRICS, RUN_LABEL
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "ops" / "prometheus"
@@ -122,6 +122,25 @@ def test_rules_and_dashboard_ask_for_metrics_that_there_are() -> None:
     lines = re.findall(r"^ +- (?:series|expr): .+$", (SHIPPED / "alerts_test.yml").read_text(), re.MULTILINE)
     series = set(NAME.findall("\n".join(lines)))
     assert series <= known
+
+
+def test_rules_and_dashboard_ask_for_labels_that_there_are() -> None:
+    """Of a label that no series has, a selector finds nothing and ``by`` makes nothing: silently."""
+    dashboard = json.loads((ROOT / "ops" / "grafana" / "astroclip.json").read_text())
+    targets = [target for panel in dashboard["panels"] for target in panel["targets"]]
+    asked = [(rule["expr"], str(rule.get("annotations"))) for rule in rules()]
+    asked += [(target["expr"], target.get("legendFormat", "")) for target in targets]
+    for expression, text in asked:
+        names = set(NAME.findall(expression)) & {*METRICS}
+        own = {label for name in names for label in METRICS[name].labels}
+        for name, selectors in re.findall(r"(\w+)\{(.+?)\}", expression):
+            if name in METRICS:
+                assert set(re.findall(r"(\w+)[=!]", selectors)) <= {RUN_LABEL, *METRICS[name].labels}, expression
+        kept = {label for by in re.findall(r"\b(?:by|on) \((.+?)\)", expression) for label in by.split(", ")}
+        # Prometheus gives ``up`` the instance.
+        assert kept <= {RUN_LABEL, *own, *({"instance"} if "up{" in expression else ())}, expression
+        shown = set(re.findall(r"\{\{ ?(?:\$labels\.)?(\w+) ?\}\}", text))
+        assert shown <= (kept or {RUN_LABEL}), expression
 
 
 def test_panels_lie_side_by_side_and_ask_for_the_run_that_is_chosen() -> None:

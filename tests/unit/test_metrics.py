@@ -19,6 +19,7 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from astroclip_dist.config import RunConfig, parse_config
+from astroclip_dist.config.run import Metrics
 from astroclip_dist.data.order import Cursor
 from astroclip_dist.errors import ConfigError, DataError, StorageError
 from astroclip_dist.parallel import phase
@@ -27,7 +28,7 @@ from astroclip_dist.store import Store
 from astroclip_dist.train.checkpoint import Progress
 from astroclip_dist.train.checkpoint.checkpointer import Saved
 from astroclip_dist.train.event_log import EventLog, read_events
-from astroclip_dist.train.exporter import forget_target
+from astroclip_dist.train.exporter import HttpExporter, forget_target
 from astroclip_dist.train.failure import OtherRankError
 from astroclip_dist.train.heartbeat import Heartbeat
 from astroclip_dist.train.journal import Journal
@@ -147,6 +148,18 @@ def test_what_is_exposed_is_in_the_table_and_named_by_its_kind() -> None:
         assert metric.name.endswith("_total") == (metric.kind == "counter"), metric.name
         assert metric.name.endswith("_time_seconds") == (metric.kind == "time"), metric.name
         assert metric.help
+
+
+def test_every_metric_is_exposed_by_its_name_with_its_labels() -> None:
+    metrics = RunMetrics("file:///run")
+    for metric in METRICS.values():
+        metrics.set(metric.name, 1.0, *metric.labels)
+    endpoint = HttpExporter(metrics, Metrics(port=0))
+    found = scraped(endpoint.url)
+    endpoint.close(over=True)
+    assert set(found) == {
+        (metric.name, tuple(sorted((label, label) for label in metric.labels))) for metric in METRICS.values()
+    }
 
 
 def test_the_target_lives_as_long_as_the_run_ought_to_answer(tmp_path: Path) -> None:
