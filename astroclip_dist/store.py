@@ -287,6 +287,10 @@ class Store:
                 raise ShortObjectError(where, "ends before the range asked for", _SHORT) from error
             if isinstance(error, FileNotFoundError):
                 raise MissingObjectError(where, "does not exist", "Check the URL.") from error
+            if "No space left" in text or "StorageFull" in text:
+                raise StorageError(where, "no space left on the device", "Free space or write elsewhere.") from error
+            if self._root is not None:
+                raise StorageError(where, _first_line(error), "Check the folder, its rights and its disk.") from error
             if INSTANCE_METADATA in text:
                 raise CredentialsError(
                     where, "no credentials", "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment."
@@ -299,8 +303,6 @@ class Store:
                     "Check the credentials in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
                     " and their rights.",
                 ) from error
-            if "No space left" in text or "StorageFull" in text:
-                raise StorageError(where, "no space left on the device", "Free space or write elsewhere.") from error
             raise StorageError(
                 where, _first_line(error), "Check the URL, AWS_ENDPOINT_URL and that the storage is up."
             ) from error

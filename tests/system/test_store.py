@@ -308,6 +308,12 @@ def test_full_disk_is_named_and_leaves_nothing_behind(small_disk: Path) -> None:
     assert [path.name for path in small_disk.iterdir() if path.name not in ("shard", "other")] == []
 
 
+def test_what_a_disk_refuses_is_no_matter_of_credentials(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StorageError, match=r"/folder: .*Is a directory.*\. Check the folder, its rights and its disk"):
+        Store(tmp_path).put("folder", b"x")
+
+
 def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match=os.strerror(errno.ENOTDIR)):
