@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from astroclip_dist.store import Store
+from astroclip_dist.train.checkpoint import describe
 from astroclip_dist.train.mlflow_run import read_history
 from tests.random_survey import write_random_survey
 from tests.system.conftest import RealObjectStore
@@ -157,6 +158,48 @@ def test_a_run_that_was_there_before_its_disk_became_read_only_is_refused_and_go
 
     again = Command(config)
     assert again.finish() == 0, again.output
+    assert result(run) == reference.result
+
+
+@pytest.mark.slow
+def test_a_disk_that_becomes_read_only_stops_the_run_which_goes_on_when_it_is_mended(
+    mounts: PrivateMounts, reference: Undisturbed, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    config = write_config(tmp_path, reference.data, str(run))
+    command = Command(config, within=mounts.within)
+    command.wait_for("step 7/30")
+    mounts.mount("--bind", "-o", "ro", run, run)
+    said = refusal(command)
+    stopped = (
+        rf"file://{run}/checkpoints/step-\d{9}/rank-0000\d\.safetensors: .*Read-only file system.*\. (\w+ )+"
+    )
+    assert re.search(rf"rank \d  {stopped}", said), said
+    assert re.search(rf'could not be written: .*"event": "failed", "error": "(rank 1 failed: )?{stopped}', said), said
+    last = max(entry["step"] for entry in event(run, "saved"))
+    assert [found.step for found in describe(Store(run)) if found.is_complete][-1] == last
+    assert not list((run / "checkpoints").rglob("*#*")), "the copy aside of a write that failed"
+
+    again = Command(config)
+    assert again.finish() == 0, again.output
+    assert [entry["step"] for entry in event(run, "resumed")] == [last]
+    assert result(run) == reference.result
+    assert [step for step, _ in read_history(Store(run), "loss")] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow
+def test_old_checkpoints_that_cannot_be_removed_do_not_stop_a_run(
+    mounts: PrivateMounts, reference: Undisturbed, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command = Command(write_config(tmp_path, reference.data, str(run)), within=mounts.within)
+    command.wait_for("step 7/30")
+    first = run / "checkpoints" / "step-000000005"
+    mounts.mount("--bind", "-o", "ro", first, first)
+    assert command.finish() == 0, command.output
+    assert [entry["in_a_row"] for entry in event(run, "unpruned")] == [1, 2, 3, 4]
+    assert all("Read-only file system" in entry["error"] for entry in event(run, "unpruned"))
+    assert [found.step for found in describe(Store(run)) if found.is_complete] == [5, STEPS - 5, STEPS]
     assert result(run) == reference.result
 
 

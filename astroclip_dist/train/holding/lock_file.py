@@ -7,7 +7,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from astroclip_dist.errors import StorageError
@@ -53,7 +53,8 @@ def hold_lock_file(path: Path, content: bytes) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # a file that is left, as on a disk that became read-only, holds nobody up
+            path.unlink()
         os.close(descriptor)
 
 
