@@ -171,9 +171,7 @@ def test_a_disk_that_becomes_read_only_stops_the_run_which_goes_on_when_it_is_me
     command.wait_for("step 7/30")
     mounts.mount("--bind", "-o", "ro", run, run)
     said = refusal(command)
-    stopped = (
-        rf"file://{run}/checkpoints/step-\d{9}/rank-0000\d\.safetensors: .*Read-only file system.*\. (\w+ )+"
-    )
+    stopped = rf"file://{run}/checkpoints/step-\d{{9}}/rank-0000\d\.safetensors: .*Read-only file system.*\. (\w+ )+"
     assert re.search(rf"rank \d  {stopped}", said), said
     assert re.search(rf'could not be written: .*"event": "failed", "error": "(rank 1 failed: )?{stopped}', said), said
     last = max(entry["step"] for entry in event(run, "saved"))
