@@ -28,7 +28,10 @@ _MAY_CHANGE = (
 
 
 def register(store: Store, config: RunConfig) -> bool:
-    """Write ``run.yaml`` for a new run, or check that an old one is the same.
+    """Write ``run.yaml`` for a new run; for an old one check that it is the same, and write what this start may change.
+
+    Of processes that register another configuration for the same new run at the same time one wins; who goes on with a
+    run is to hold it.
 
     Returns:
         True when the run existed.
@@ -41,6 +44,7 @@ def register(store: Store, config: RunConfig) -> bool:
         store.put(RUN_FILE, text.encode(), create_only=True)
     except FileExistsError:
         _refuse_other(store, read_run_config(store), config)
+        store.put(RUN_FILE, text.encode())
         return True
     return False
 
@@ -59,7 +63,7 @@ def is_finished(store: Store) -> bool:
 
 
 def read_run_config(store: Store) -> RunConfig:
-    """The resolved configuration that a run was started with.
+    """The resolved configuration that a run was last started with.
 
     Raises:
         ConfigError: no run there.

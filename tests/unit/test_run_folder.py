@@ -66,6 +66,8 @@ def test_where_and_how_a_run_goes_on_may_change(store: Store) -> None:
         health={"max_restarts": 0},
     )
     assert register(store, elsewhere) is True
+    # What looks after the run from outside goes by what was asked for last.
+    assert read_run_config(store) == elsewhere
 
 
 @pytest.mark.parametrize(

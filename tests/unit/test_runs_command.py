@@ -20,7 +20,7 @@ from torch import nn
 from astroclip_dist.cli import main
 from astroclip_dist.config import RunConfig, parse_config
 from astroclip_dist.config.engine import DdpEngine
-from astroclip_dist.config.run import Optimizer
+from astroclip_dist.config.run import Checkpoint, Optimizer
 from astroclip_dist.data.order import Cursor
 from astroclip_dist.models.initial import InitialValues
 from astroclip_dist.parallel.engines import Engine
@@ -253,6 +253,19 @@ def test_prune_keeps_what_the_run_keeps(saved_run: Store, capsys: pytest.Capture
     # Step 20 is a multiple of keep_every.
     assert ask(capsys, "prune", saved_run.url, "--keep-last", "1") == (0, "nothing to remove\n")
     assert complete_checkpoints(saved_run) == ["checkpoints/step-000000020", "checkpoints/step-000000030"]
+
+
+def test_prune_goes_by_what_the_newest_start_asked_for(saved_run: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    path = saved_run.local_path("")
+    assert path is not None
+    first = config(path)
+    register(saved_run, first.model_copy(update={"checkpoint": Checkpoint(keep_last=3)}))
+    assert ask(capsys, "prune", saved_run.url) == (0, "nothing to remove\n")
+    register(saved_run, first.model_copy(update={"checkpoint": Checkpoint(keep_last=1)}))
+    assert ask(capsys, "prune", saved_run.url) == (
+        0,
+        "removed checkpoints/step-000000010\nremoved checkpoints/step-000000020\n",
+    )
 
 
 def test_prune_refuses_to_leave_nothing_or_to_touch_a_run_that_goes_on(
