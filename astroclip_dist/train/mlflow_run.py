@@ -60,9 +60,10 @@ class MlflowRun:
                 "tracking_uri": mask(tracking_uri),
                 "began_ms": run.info.start_time,
             }
-            try:
+            with suppress(FileExistsError):
                 store.put(TRACKING_FILE, json.dumps(identity).encode(), create_only=True)
-            except FileExistsError:
+            # Also after an error: a write whose answer was lost, and which was tried again, finds itself.
+            if json.loads(store.read(TRACKING_FILE))["run_id"] != run.info.run_id:
                 client.delete_run(run.info.run_id)
         return cls(client, json.loads(store.read(TRACKING_FILE))["run_id"])
 

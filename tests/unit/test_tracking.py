@@ -119,6 +119,25 @@ def test_of_processes_that_start_together_one_creates_the_run(
     assert [run.info.run_id for run in alive] == [trackers[0].run_id]
 
 
+def test_a_run_whose_making_was_answered_late_is_not_thrown_away(
+    open_tracker: Callable[[], Tracker], database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = Store.put
+
+    def put_twice(store: Store, name: str, data: bytes, *, create_only: bool = False) -> object:
+        """As a request that is tried again because the answer of the first was lost."""
+        put(store, name, data, create_only=create_only)
+        return put(store, name, data, create_only=create_only)
+
+    monkeypatch.setattr(Store, "put", put_twice)
+    tracker = open_tracker()
+    tracker.log_metrics(1, {"loss": 1.0})
+    assert tracker.close() == 0
+    assert history(database, tracker.run_id, "loss") == [(1, 1.0)]
+    assert tracker.run_id is not None
+    assert MlflowClient(database).get_run(tracker.run_id).info.lifecycle_stage == "active"
+
+
 @pytest.mark.slow
 def test_of_processes_that_meet_at_a_new_database_none_is_refused(tmp_path: Path) -> None:
     code = (
