@@ -24,8 +24,12 @@ def _one_or_more(data: Any) -> Any:
 
 
 def _tracking_uri(uri: str) -> str:
-    if urlsplit(uri).password:
-        raise ValueError("give the password in MLFLOW_TRACKING_PASSWORD: the configuration is stored and logged")
+    # A user without a password may be a token.
+    if "@" in urlsplit(uri).netloc:
+        raise ValueError(
+            "give the login in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN: "
+            "the configuration is stored and logged"
+        )
     scheme, separator, path = uri.partition(":///")
     return f"sqlite:///{Path(path).resolve()}" if separator and scheme == "sqlite" else uri
 

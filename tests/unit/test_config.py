@@ -51,6 +51,7 @@ def minimal(tmp_path: Path) -> Path:
         ("optimizer.lr", "override", "key=value"),
         ("run=s3://key:secret@bucket/run", "run", "in the environment"),
         ("tracking.uri=http://me:secret@host:5000", "tracking.uri", "MLFLOW_TRACKING_PASSWORD"),
+        ("tracking.uri=https://secret@host", "tracking.uri", "MLFLOW_TRACKING_TOKEN"),
     ],
 )
 def test_wrong_values_name_field_and_mend(minimal: Path, override: str, field: str, mend: str) -> None:
