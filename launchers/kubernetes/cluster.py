@@ -105,11 +105,7 @@ class Cluster:
         self._ask("PATCH", self._kueue(f"workloads/{workload}"), body={"spec": {"active": active}})
 
     def local_queues(self) -> list[str]:
-        """Names of this namespace's.
-
-        Raises:
-            MissingError: the cluster has no Kueue.
-        """
+        """Names of this namespace's."""
         return [one["metadata"]["name"] for one in self._items(self._kueue("localqueues"))]
 
     def priority_classes(self) -> list[str]:
@@ -162,7 +158,13 @@ class Cluster:
         return f"/apis/kueue.x-k8s.io/v1beta2/namespaces/{self._place.namespace}/{what}"
 
     def _items(self, path: str, query: dict[str, str] | None = None) -> list[Object]:
-        return self._ask("GET", path, query)["items"]
+        try:
+            return self._ask("GET", path, query)["items"]
+        except MissingError as error:
+            # An empty list, too, has a kind that the server knows.
+            operator = "KubeRay" if path.startswith("/apis/ray.io") else "Kueue"
+            mend = f"It has none of this kind: install {operator} (ops/kubernetes/README.md). It says: {error}."
+            raise ConfigError("launcher.context", self._context, mend) from error
 
     def _ask(
         self,

@@ -139,12 +139,7 @@ class KubernetesQueue:
 
     def _named_things_are_there(self, task: Task) -> None:
         place, job = place_of(task), task.job
-        try:
-            queues = self._cluster.local_queues()
-        except MissingError as error:
-            mend = "It has no LocalQueues: install Kueue (ops/kubernetes/README.md)."
-            raise ConfigError("launcher.context", place.context or "the current one", mend) from error
-        if job.queue not in queues:
+        if job.queue not in (queues := self._cluster.local_queues()):
             mend = f"Namespace {place.namespace} has {', '.join(sorted(queues)) or 'none'}."
             raise ConfigError("queue", job.queue, f"There is no such LocalQueue. {mend}")
         # Kueue takes a job whose class is missing, and never starts it.
@@ -176,8 +171,8 @@ class KubernetesQueue:
                 raise ConfigError("name", name, mend)
             self._cluster.delete_job(name)
             self._wait(name, lambda: self._cluster.job(name) is None, "the former job of that name leaves")
-        self._cluster.create_job(manifest)
-        return True
+        # By now somebody else may have taken the name.
+        return self._create(manifest)
 
     def _job_and_workload(self, name: str) -> tuple[Object | None, Object | None]:
         job = self._cluster.job(name)

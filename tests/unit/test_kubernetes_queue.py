@@ -85,6 +85,25 @@ def test_another_try_replaces_the_job_that_is_over(api: KubernetesApi, queue: Ku
     assert queue.statuses(["align"])["align"].state is JobState.PENDING
 
 
+def test_a_name_that_somebody_takes_while_the_former_job_leaves_is_a_clash(
+    api: KubernetesApi, queue: KubernetesQueue, config: Path
+) -> None:
+    queue.submit([task(config)], 0)
+    api.objects[RAY_JOBS]["align"]["status"] = {"jobDeploymentStatus": "Failed", "jobStatus": "FAILED"}
+    theirs = ray_job(task(config, environment={"A": "b"}))
+    ask = queue._cluster._ask
+
+    def other(method: str, path: str, *rest: Any, **named: Any) -> Object:
+        if method == "POST" and not api.objects[RAY_JOBS]:
+            ask("POST", path, None, theirs)
+        return ask(method, path, *rest, **named)
+
+    queue._cluster._ask = other  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match="Another job of that name"):
+        queue.submit([task(config)], 1)
+    assert queue.find("align", 0) == "align"
+
+
 def test_a_name_that_somebody_else_uses_is_a_clash(api: KubernetesApi, queue: KubernetesQueue, config: Path) -> None:
     sweep = tasks_of(job(config, sweep={"seed": [1, 2]}))
     queue.submit([task(config, name="align-1")], 0)
@@ -126,13 +145,17 @@ def test_a_namespace_that_is_not_there(api: KubernetesApi, config: Path) -> None
     assert refusal.value.field == "launcher.namespace"
 
 
-@pytest.mark.parametrize(("kind", "what"), [(RAY_JOBS, "KubeRay"), (LOCAL_QUEUES, "Kueue")])
+@pytest.mark.parametrize(("kinds", "what"), [([RAY_JOBS], "KubeRay"), ([LOCAL_QUEUES, WORKLOADS], "Kueue")])
 def test_a_cluster_without_its_operators(
-    kind: str, what: str, api: KubernetesApi, queue: KubernetesQueue, config: Path
+    kinds: list[str], what: str, api: KubernetesApi, queue: KubernetesQueue, config: Path
 ) -> None:
-    del api.objects[kind]
+    queue.submit([task(config)], 0)
+    for kind in kinds:
+        del api.objects[kind]
     with pytest.raises(ConfigError, match=f"install {what}"):
         queue.check([task(config)])
+    with pytest.raises(ConfigError, match=f"install {what}"):
+        queue.statuses(["align"])
 
 
 def test_rights(api: KubernetesApi, queue: KubernetesQueue, config: Path) -> None:
