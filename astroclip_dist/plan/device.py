@@ -54,7 +54,10 @@ def device_of(config: RunConfig, gpu: str | None, assumptions: Assumptions) -> D
         return Device("GPU", memory, flops)
     name = gpu or _ASSUMED
     assumptions.add("the GPU", name, "--gpu" if gpu else "assumed: --gpu")
-    return Device(name, memory or _MEMORY[name], flops or peak_flops(name, config.engine.precision))
+    if flops is None and (flops := peak_flops(name, config.engine.precision)) is not None:
+        source = "its maker's, without sparsity; --device-flops"
+        assumptions.add(f"peak of a GPU in {config.engine.precision}", f"{flops / 1e12:.4g} TFLOP/s", source)
+    return Device(name, memory or _MEMORY[name], flops)
 
 
 def _part_of_this_machine(config: RunConfig, assumptions: Assumptions) -> float:

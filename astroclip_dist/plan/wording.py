@@ -183,7 +183,7 @@ def _list(plan: Plan) -> list[str]:
     return [
         "taken as given",
         *table(rows),
-        "  arithmetic, network and data go on at the same time",
+        "  between nodes by rings over all ranks; arithmetic, network and data go on at the same time",
         "  not counted: what is computed again to save memory (lower --mfu for it), start-up, queues",
     ]
 

@@ -95,8 +95,14 @@ def test_what_is_usual_can_be_read_and_says_where_it_is_from() -> None:
 
 
 def test_devices_by_name_by_numbers_and_unknown() -> None:
-    named = device_of(run(), "A100", Assumptions({}))
+    assumptions = Assumptions({})
+    named = device_of(run(), "A100", assumptions)
     assert (named.memory, named.flops) == (80e9, 312e12)
+    # What hours rest on is told, also where a table knows it.
+    assert [(line.what, line.value) for line in assumptions.listed] == [
+        ("the GPU", "A100"),
+        ("peak of a GPU in bf16", "312 TFLOP/s"),
+    ]
     numbers = {"device_memory": "24 GB", "device_flops": "125 TFLOP/s"}
     assert device_of(run(), None, Assumptions(numbers)).memory == 24e9
     with pytest.raises(ConfigError, match=r"--gpu: V9000\. Known are B200"):
