@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(commands)
     add_plan(commands)
     _add_train(commands)
-    add_jobs(commands)
+    add_jobs(commands, _parse)
     add_runs(commands)
     add_embed(commands)
     add_evaluate(commands)

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 _LATELY_S = 7 * 86_400.0
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add ``jobs`` to the command; ``args.run(args)`` of the chosen one does the work and gives the exit code."""
+def add_parser(subparsers: Any, parse: Callable[[list[str]], Any]) -> None:
+    """Add ``jobs`` to the command; ``args.run(args)`` of the chosen one does the work and gives the exit code.
+
+    Args:
+        parse: arguments of ``astroclip``, by which the commands of job files are checked.
+    """
     parser = subparsers.add_parser("jobs", help="hand runs to a queue: this machine, Ray, Slurm, Kubernetes")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
 
     submit = _add(commands, "submit", _submit, "hand over the job of a file; the same again changes nothing")
+    submit.set_defaults(parse=parse)
     submit.add_argument("file", type=Path, metavar="JOB.yaml", help="one job, a sweep, or a pipeline of jobs")
     submit.add_argument("override", nargs="*", metavar="key=value", help="values over those of the file")
     submit.add_argument("--dry-run", action="store_true", help="hand over nothing: print exactly what would be")
@@ -62,7 +70,9 @@ def _submit(args: argparse.Namespace) -> int:
     from launchers.jobs.spec import load_job
     from launchers.jobs.task import tasks_of
 
-    tasks = tasks_of(load_job(args.file, args.override))
+    job = load_job(args.file, args.override)
+    _check_command("command", job.command, args.parse)
+    tasks = tasks_of(job)
     if args.dry_run:
         return _print_request(queue_at(tasks[0].job.launcher).render(tasks), args.json)
     return _print_submissions(_desk(_again(args)).submit(tasks), args.json)
@@ -72,9 +82,31 @@ def _submit_pipeline(args: argparse.Namespace) -> int:
     from launchers.jobs.pipeline import load_pipeline, render_pipeline, submit_pipeline
 
     pipeline = load_pipeline(args.file, args.override)
+    for stage in pipeline.stages:
+        _check_command(f"jobs.{stage.key}.command", stage.job.command, args.parse)
     if args.dry_run:
         return _print_request(render_pipeline(pipeline), args.json)
     return _print_submissions(submit_pipeline(_desk(_again(args)), pipeline, args.wait), args.json)
+
+
+def _check_command(field: str, command: Sequence[str] | None, parse: Callable[[list[str]], Any]) -> None:
+    """Find a slip now, not when all that comes before it is done.
+
+    Raises:
+        ConfigError: what ``astroclip`` would say of the command.
+    """
+    from astroclip_dist.errors import ConfigError
+
+    if command is None:
+        return
+    told = io.StringIO()
+    try:
+        with redirect_stdout(told), redirect_stderr(told):
+            parse(list(command))
+    except SystemExit as end:
+        # That of --version is 0.
+        if end.code:
+            raise ConfigError(field, shlex.join(command), told.getvalue().splitlines()[-1]) from None
 
 
 def _again(args: argparse.Namespace) -> list[str]:

@@ -127,6 +127,29 @@ def test_a_pipeline_is_told_from_a_job_by_its_jobs(astroclip: Astroclip, folder:
 
 
 @pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("[evalute, x]", "argument COMMAND: invalid choice: 'evalute'"),
+        ("[evaluate, x]", "astroclip evaluate: error: the following arguments are required: OUT"),
+        ("[runs, list, x, --jsom]", "astroclip: error: unrecognized arguments: --jsom"),
+    ],
+)
+def test_a_slip_in_a_command_is_told_before_anything_is_handed_over(
+    command: str, told: str, astroclip: Astroclip, folder: Path
+) -> None:
+    first = f"first: {{command: [runs, list, {folder}]}}"
+    last = f"last: {{command: {command}, after: first}}"
+    (folder / "pipeline.yaml").write_text(
+        f"name: night\ndefaults: {{launcher: {{name: local}}}}\njobs: {{{first}, {last}}}\n"
+    )
+    printed = astroclip("submit", str(folder / "pipeline.yaml"), code=2)
+    assert re.search(rf"^error: jobs\.last\.command: {command[1:-1].replace(',', '')}\. ", printed, re.MULTILINE)
+    assert told in printed
+    assert told in astroclip("submit", write_job(folder), f"command={command}", "--dry-run", code=2)
+    assert JobRecords().all() == []
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
         (("submit", "nowhere.yaml"), 2, "error: config file: "),
