@@ -6,6 +6,7 @@ Plain requests rather than Ray's own client: that one imports Ray, which takes s
 from __future__ import annotations
 
 import json
+import logging
 import time
 import urllib.error
 import urllib.parse
@@ -24,6 +25,8 @@ _PATIENCE, _PAUSE = 300.0, 2.0
 # Seconds between two signs of life: a machine that is gone closes no connection.
 _HEARTBEAT = 20.0
 OVER = ("SUCCEEDED", "FAILED", "STOPPED")
+FORGOTTEN = "does not know it: its head was started again, or it is another"
+log = logging.getLogger(__name__)
 
 JobInfo = dict[str, Any]
 
@@ -80,15 +83,17 @@ class RayJobsClient:
     def log(self, job_id: str) -> list[str]:
         """Lines that the job has printed."""
         answer = self._ask("GET", f"/api/jobs/{job_id}/logs")
-        return [] if answer is None else str(answer["logs"]).removesuffix("\n").split("\n")
+        text = "" if answer is None else str(answer["logs"])
+        return text.removesuffix("\n").split("\n") if text else []
 
     def follow_log(self, job_id: str) -> Iterator[str]:
         """Lines as the job prints them, to its end. A dashboard that is away for a while delays them.
 
         Raises:
-            StorageError: it is away for five minutes.
+            ConfigError: the cluster does not know the job, or not any more.
+            StorageError: the dashboard is away for five minutes.
         """
-        shown = 0
+        shown, away = 0, False
         answered = time.monotonic()
         while True:
             try:
@@ -98,15 +103,19 @@ class RayJobsClient:
                     yield line
                 job = self.job(job_id)
                 if job is None:
-                    return
+                    raise ConfigError("name", job_id, f"The cluster at {self._address} {FORGOTTEN}: submit it again.")
                 if job["status"] in OVER:
                     # The end of the log may have been written after the connection was cut.
                     yield from self.log(job_id)[shown:]
                     return
                 answered = time.monotonic()
-            except StorageError:
+                away = False
+            except StorageError as error:
                 if time.monotonic() - answered > _PATIENCE:
                     raise
+                if not away:
+                    log.warning("%s Asked again for %.0f s.", error, _PATIENCE)
+                    away = True
             time.sleep(_PAUSE)
 
     def _tail(self, job_id: str, skip: int) -> Iterator[str]:

@@ -14,7 +14,7 @@ from astroclip_dist.errors import ConfigError, StorageError
 from launchers.jobs.places import RayPlace
 from launchers.jobs.status import JobState, JobStatus
 from launchers.jobs.task import Task
-from launchers.ray.job_client import OVER, JobInfo, RayJobsClient
+from launchers.ray.job_client import FORGOTTEN, OVER, JobInfo, RayJobsClient
 from launchers.ray.job_request import MAX_RESTARTS, STOP_WAIT_VARIABLE, request_of, submission_id
 from launchers.ray.restarts import RESTARTS
 from launchers.ray.room import check_room, check_version
@@ -94,10 +94,8 @@ class RayQueue:
         jobs = {job["submission_id"]: job for job in self._client.jobs()}
         here = {job_id: jobs[job_id] for job_id in ids if job_id in jobs}
         nodes = self._nodes_of([job for job in here.values() if job["status"] == "RUNNING"])
-        unknown = JobStatus(
-            JobState.UNKNOWN, "the cluster does not know it: its head was started again, or it is another"
-        )
-        return {job_id: status_of(here[job_id], nodes.get(job_id, ())) if job_id in here else unknown for job_id in ids}
+        unknown = JobStatus(JobState.UNKNOWN, f"the cluster {FORGOTTEN}")
+        return {job_id: status_of(here[job_id], nodes.get(job_id)) if job_id in here else unknown for job_id in ids}
 
     def logs(self, job_id: str, follow: bool) -> Iterator[str]:
         """What the job and its workers print, over all of its starts at this cluster."""
@@ -172,27 +170,33 @@ class RayQueue:
     def _known(self, job_id: str) -> JobInfo:
         job = self._client.job(job_id)
         if job is None:
-            raise ConfigError("name", job_id, f"The cluster at {self._address} does not know it: submit it again.")
+            raise ConfigError("name", job_id, f"The cluster at {self._address} {FORGOTTEN}: submit it again.")
         return job
 
     def _nodes_of(self, jobs: Sequence[JobInfo]) -> dict[str, tuple[str, ...]]:
-        """Addresses of the nodes with workers of each job."""
+        """Addresses of the nodes with workers, of each job whose training has connected to the cluster."""
         drivers = {job["driver_info"]["id"]: job["submission_id"] for job in jobs if job["driver_info"]}
         if not drivers:
             return {}
         addresses = {node["node_id"]: node["node_ip"] for node in self._client.nodes()}
-        found: dict[str, set[str]] = {}
+        found: dict[str, set[str]] = {job_id: set() for job_id in drivers.values()}
         for worker in self._client.train_workers():
             if (job_id := drivers.get(worker["job_id"])) and worker["node_id"] in addresses:
-                found.setdefault(job_id, set()).add(addresses[worker["node_id"]])
+                found[job_id].add(addresses[worker["node_id"]])
         return {job_id: tuple(sorted(nodes)) for job_id, nodes in found.items()}
 
 
-def status_of(job: JobInfo, nodes: Sequence[str] = ()) -> JobStatus:
-    """What Ray tells of a job, in the words of all engines."""
+def status_of(job: JobInfo, nodes: Sequence[str] | None = None) -> JobStatus:
+    """What Ray tells of a job, in the words of all engines.
+
+    Args:
+        nodes: those with workers of a training that runs; None for any other job.
+    """
     state, reason = _STATES[job["status"]], None
     if state is JobState.PENDING:
         reason = f"PENDING: {job['message']}"
+    elif state is JobState.RUNNING and nodes is not None and not nodes:
+        reason = "RUNNING without workers: they start, or wait for room"
     elif state is JobState.CANCELLED:
         reason = "STOPPED: it was told to end"
     elif state is JobState.FAILED:
@@ -203,7 +207,7 @@ def status_of(job: JobInfo, nodes: Sequence[str] = ()) -> JobStatus:
         state,
         reason,
         restarts=int((job.get("metadata") or {}).get(RESTARTS, "0")),
-        nodes=tuple(nodes),
+        nodes=tuple(nodes or ()),
         submitted=started,
         # Ray notes one time: of the request, which it starts at once where there is room.
         started=None if state is JobState.PENDING else started,

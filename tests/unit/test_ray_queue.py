@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from launchers.jobs.places import RayPlace
 from launchers.jobs.spec import job_beside
 from launchers.jobs.status import JobState
 from launchers.jobs.task import Task, tasks_of
+from launchers.ray import job_client
 from launchers.ray.job import main as run_job
 from launchers.ray.job_client import RayJobsClient
 from launchers.ray.job_request import request_of, submission_id
@@ -184,6 +186,12 @@ def test_what_ray_says_of_a_job_in_our_words(told: dict[str, Any], state: JobSta
     assert status.ended == ("2026-11-22T15:16:29Z" if state.is_over else None)
 
 
+def test_a_training_without_workers_says_that_it_waits() -> None:
+    job = {"status": "RUNNING", "message": "x", "start_time": 1, "end_time": None}
+    assert (status_of(job).reason, status_of(job, ["10.0.0.2"]).reason) == (None, None)
+    assert "without workers" in (status_of(job, []).reason or "")
+
+
 class Servers:
     """What listens, and is no Ray.
 
@@ -253,6 +261,26 @@ def test_the_token_follows_no_redirection(servers: Servers, monkeypatch: pytest.
     with pytest.raises(StorageError, match="Ray answers 302"):
         RayJobsClient(servers.start(302, {"Location": f"{elsewhere}/api/version"}, b"")).version()
     assert servers.seen == ["Bearer hidden"]
+
+
+def test_who_follows_a_job_that_the_cluster_has_forgotten_is_told(servers: Servers) -> None:
+    with pytest.raises(ConfigError, match=r"lost-0.*head was started again.*submit it again"):
+        list(RayJobsClient(servers.start(404, {}, b"no such job")).follow_log("lost-0"))
+
+
+def test_a_dashboard_that_is_away_while_a_log_is_followed_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(job_client, "_PATIENCE", 0.3)
+    monkeypatch.setattr(job_client, "_PAUSE", 0.05)
+    with pytest.raises(StorageError, match="No Ray dashboard answers"):
+        list(RayJobsClient("http://127.0.0.1:1").follow_log("some-0"))
+    (told,) = caplog.messages
+    assert re.match(r"launcher\.address: http://127\.0\.0\.1:1\. No Ray dashboard answers.* Asked again for", told)
+
+
+def test_a_job_that_has_printed_nothing_has_no_lines(servers: Servers) -> None:
+    assert RayJobsClient(servers.start(200, {}, b'{"logs": ""}')).log("silent-0") == []
 
 
 def test_nobody_listens() -> None:
