@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(start(server, options), flush=True)
             if options.foreground:
                 server.wait()
-    except (ServerError, PackageError) as error:
+    except (ServerError, PackageError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
@@ -106,7 +106,7 @@ def _settings(options: argparse.Namespace, targets: Path) -> dict[str, Any]:
         [discovery] = ray["http_sd_configs"]
         discovery |= {"url": f"{options.ray.rstrip('/')}/api/prometheus/sd", "refresh_interval": options.interval}
         if options.ray_token:
-            discovery["authorization"]["credentials_file"] = str(options.ray_token.resolve())
+            discovery["authorization"]["credentials_file"] = str(options.ray_token.resolve(strict=True))
         else:
             del discovery["authorization"]
     else:

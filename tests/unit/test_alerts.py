@@ -74,6 +74,16 @@ def test_the_configuration_is_one(promtool: str, tmp_path: Path) -> None:
     assert f"{len(rules())} rules found" in done.stdout
 
 
+@pytest.mark.parametrize("option", ["--rules", "--ray-token", "--targets"])
+def test_a_file_that_is_not_there_is_named_before_anything_starts(promtool: str, tmp_path: Path, option: str) -> None:
+    """Of a token that is not there Prometheus itself would only tell its log, and watch nobody."""
+    command = [sys.executable, str(ROOT / "ops" / "prometheus.py"), "start", str(tmp_path / "prometheus")]
+    command += ["--ray", "http://127.0.0.1:8265", option, "/proc/nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "[Errno 2] No such file or directory: '/proc/nowhere'\n"
+
+
 def test_every_alert_is_tested_firing() -> None:
     text = (SHIPPED / "alerts_test.yml").read_text()
     cases = [
