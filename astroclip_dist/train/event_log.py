@@ -111,14 +111,16 @@ class EventLog:
 def append(store: Store, name: str, lines: bytes) -> None:
     """Add whole lines at the end of an object; whatever others add at the same time is kept, and so are these.
 
+    On object storage, lines that are there already were written by a try whose answer was lost, in this call or in one
+    that failed.
+
     Raises:
-        StorageError: nothing was added.
+        StorageError: nothing was added, as far as one knows.
     """
     path = store.local_path(name)
     if path is not None:
         _append_to_file(path, lines)
         return
-    tried = None
     while True:
         try:
             text, tag = store.read_tagged(name)
@@ -126,15 +128,13 @@ def append(store: Store, name: str, lines: bytes) -> None:
             try:
                 store.put(name, lines, create_only=True)
             except FileExistsError:
-                tried = lines
                 continue
             return
-        if tried is not None and text.startswith(tried):
-            # An answer that was lost: it had been written, and others wrote on.
+        missing = b"".join(line for line in lines.splitlines(keepends=True) if line not in text)
+        if not missing:
             return
-        tried = text + lines
         try:
-            store.replace(name, tried, tag)
+            store.replace(name, text + missing, tag)
         except ChangedObjectError:
             continue
         return

@@ -8,11 +8,14 @@ import sys
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from astroclip_dist.errors import StorageError
 from astroclip_dist.store import Store
 from astroclip_dist.train.event_log import EVENTS_FILE, EventLog, append, read_events
+from tests.until import until
 
 WRITER = """
 import sys
@@ -149,3 +152,27 @@ def test_a_write_that_was_made_although_its_answer_was_lost_is_not_repeated(monk
     monkeypatch.setattr(Store, "replace", lossy)
     append(store, "log", b"second\n")
     assert store.read("log") == b"first\nsecond\nother\n"
+
+
+@pytest.mark.parametrize("first", [b"", b"first\n"])
+def test_nor_is_one_after_which_the_storage_was_away(monkeypatch: pytest.MonkeyPatch, first: bytes) -> None:
+    """Until the request was given up; the log tries again, with what has been said since."""
+    store = Store("memory:///")
+    write = "replace" if first else "put"
+    if first:
+        append(store, EVENTS_FILE, first)
+    request, answers = getattr(Store, write), []
+
+    def lossy(self: Store, *arguments: Any, **options: Any) -> Any:
+        answers.append(request(self, *arguments, **options))
+        if len(answers) == 1:
+            log.write("saved", step=10)
+            raise StorageError(EVENTS_FILE, "no answer", "Look at the network.")
+        return answers[-1]
+
+    monkeypatch.setattr(Store, write, lossy)
+    log = EventLog(store)
+    log.write("restarting", attempt=1)
+    until(lambda: b"saved" in store.read(EVENTS_FILE) if store.exists(EVENTS_FILE) else False)
+    assert log.close() == 0
+    assert [event["event"] for event in read_events(store)] == ["restarting", "saved"]
