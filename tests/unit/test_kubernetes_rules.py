@@ -213,6 +213,8 @@ def test_the_image_is_made_of_what_is_there_for_the_user_of_the_pods(good: Manif
     assert int(user) == head["securityContext"]["runAsUser"]
     sources = [source for line in re.findall(r"(?m)^COPY (.*) \S+$", dockerfile) for source in line.split()]
     assert all((root / source).exists() for source in sources)
+    # Another line of code must not cost another image of gigabytes.
+    assert dockerfile.index("pip install --no-cache-dir -c constraints.txt .") < dockerfile.index("COPY astroclip_dist")
     ignored = (root / ".dockerignore").read_text().splitlines()
     assert {line[1:] for line in ignored if line.startswith("!")} == set(sources)
 
