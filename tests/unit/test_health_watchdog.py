@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -144,3 +146,31 @@ def test_the_slowest_rank_is_told_once_it_stays_slow(two_ranks: RankPool, tmp_pa
 
 def test_a_rank_that_is_alone_has_nobody_to_compare_with(alone: Ranks) -> None:
     assert Stragglers(alone).figures() == {}
+
+
+HANGING_RANK = """
+import logging, sys, time
+from astroclip_dist.config.run import Health
+from astroclip_dist.parallel import phase
+from astroclip_dist.parallel.process_group import join
+from astroclip_dist.store import Store
+from astroclip_dist.train.health import watchdog
+
+def broken():
+    raise ValueError("no such group")
+
+logging.basicConfig(format="%(message)s")
+watchdog.collectives_entered = broken
+phase.begin()
+phase.settle()
+with watchdog.Watchdog(Store(sys.argv[1]), join("cpu", 60.0), Health(hang_deadline="1 s")):
+    time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_a_watchdog_that_cannot_say_where_a_rank_hangs_ends_it_all_the_same_and_says_so(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HANGING_RANK, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 70
+    assert "ends this rank, and cannot say where it hangs: ValueError('no such group')" in done.stderr

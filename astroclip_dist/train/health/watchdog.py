@@ -95,6 +95,9 @@ class Watchdog:
         """End the process, after it has said why; even that may hang, such as writing to a log that nobody reads."""
         try:
             bounded(lambda: self._report(can_ask), 2 * self._answer_s + 5 * self._write_s + _LAST_S)
+        except Exception as error:
+            why = error
+            bounded(lambda: log.error("the watchdog ends this rank, and cannot say where it hangs: %r", why), _LAST_S)
         finally:
             os._exit(EXIT_CODE)
 
