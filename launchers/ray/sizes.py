@@ -15,6 +15,9 @@ import ray
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import RayTrainCallback
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingDecision
+from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import (
+    TrainAutoscalingCoordinatorClient,
+)
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
 from ray.train.v2.api.config import ScalingConfig
@@ -26,6 +29,8 @@ from launchers.ray.worker import ask_to_leave
 
 _OVERRIDDEN = {
     ElasticScalingPolicy: (
+        "after_controller_start",
+        "_send_resource_request",
         "_count_possible_workers",
         "make_decision_for_non_running_worker_group",
         "make_decision_for_running_worker_group",
@@ -33,6 +38,7 @@ _OVERRIDDEN = {
     TorchTrainer: ("_create_default_callbacks", "_initialize_and_run_controller", "_register_sigint_handler"),
 }
 _DRAIN_POLL_S = 2.0
+_ROOM_POLL_S = 0.5
 _CONNECT_S = 2.0
 log = logging.getLogger(__name__)
 
@@ -52,13 +58,23 @@ class RunSizes(ElasticScalingPolicy):
     Args:
         world_sizes: the numbers of workers that the run may have, smallest first.
         request: of the command that started the run.
+        run_url: of the run, which one command holds at a time.
     """
 
-    def __init__(self, scaling_config: ScalingConfig, world_sizes: Iterable[int], request: LeaveRequest) -> None:
+    def __init__(
+        self, scaling_config: ScalingConfig, world_sizes: Iterable[int], request: LeaveRequest, run_url: str
+    ) -> None:
         super().__init__(scaling_config)
-        self._world_sizes, self._request = tuple(world_sizes), request
+        self._world_sizes, self._request, self._run_url = tuple(world_sizes), request, run_url
         self._drains_polled_at = float("-inf")
         self._asked: WorkerGroupState | None = None
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        # Ray reserves room by a name, and keeps it for three minutes after a death. By the name of the run, the next
+        # start has it at once; Ray's own name is another one at each start.
+        self._requester_id = f"train-{self._run_url}"
+        self._coordinator_client = TrainAutoscalingCoordinatorClient(self._requester_id)
+        self._send_resource_request()
 
     def _count_possible_workers(self, reserved_resources: dict[str, Any]) -> int:
         # What is reserved for the run is up to 20 s old: a node may have died since.
@@ -71,7 +87,11 @@ class RunSizes(ElasticScalingPolicy):
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         if reason := self._request.reason():
             raise LeavingError(reason)
-        return super().make_decision_for_non_running_worker_group()
+        decision = super().make_decision_for_non_running_worker_group()
+        if isinstance(decision, NoopDecision):
+            # Ray's controller asks again at once, all the time that the run waits for room.
+            time.sleep(_ROOM_POLL_S)
+        return decision
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: WorkerGroupState, worker_group_status: WorkerGroupPollStatus

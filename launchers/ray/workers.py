@@ -119,7 +119,7 @@ def _fit(config: RunConfig, max_failures: int, notice: Notice, own_cluster: bool
     with tempfile.TemporaryDirectory(prefix="astroclip-ray-") as scratch, request.passing_on(notice):
         trainer = RunTrainer(
             train_on_worker,
-            sizes=RunSizes(scaling, sizes, request),
+            sizes=RunSizes(scaling, sizes, request, normalize_url(config.run)),
             own_cluster=own_cluster,
             train_loop_config={"config": config.model_dump_json()},
             torch_config=TorchConfig(

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,13 @@ import yaml
 from mlflow import MlflowClient
 
 import tests.system.ray_cluster as ray_cluster
+from launchers.ray.job_client import RayJobsClient
+from launchers.ray.job_request import submission_id
 from tests.random_survey import write_random_survey
 from tests.system.conftest import run_ops
 from tests.system.hosts import Hosts, why_not
 from tests.system.ray_cluster import Desk, Follower, RayOnHosts
-from tests.system.training_runs import STEPS, event, result, run_command, write_config
+from tests.system.training_runs import CONFIG, STEPS, event, result, run_command, write_config
 
 on_hosts = pytest.mark.skipif(bool(why_not()), reason=str(why_not()))
 
@@ -75,10 +78,14 @@ def free_block(count: int) -> int:
     raise AssertionError("no free ports")
 
 
-def test_a_cluster_of_this_machine_takes_whoever_has_its_token(short: Path, tmp_path: Path) -> None:
+def test_a_cluster_of_this_machine_takes_whoever_has_its_token(
+    short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ports = free_block(9)
     sizes = ["--cpus", "1", "--first-port", str(ports), "--dashboard-port", str(ports + 8)]
-    run_ops("ray_cluster.py", "start", short, *sizes)
+    with monkeypatch.context() as another:
+        another.setenv("RAY_AUTH_TOKEN", "of-another-cluster")
+        run_ops("ray_cluster.py", "start", short, *sizes)
     try:
         address = f"http://127.0.0.1:{ports + 8}"
         token = Path(run_ops("ray_cluster.py", "token", short))
@@ -113,6 +120,11 @@ def test_a_cluster_of_this_machine_takes_whoever_has_its_token(short: Path, tmp_
         desk.jobs("submit", needy)
         large = write_job(tmp_path, address, name="large", command=["--version"], gpus_per_node=8)
         assert "gpus_per_node: 1 CPU, 8 GPU. No node has that" in desk.jobs("submit", large, code=2)
+        # A job that was not submitted by this command, and has its id.
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+        RayJobsClient(address).submit({"submission_id": submission_id("taken", 0), "entrypoint": "true"})
+        taken = write_job(tmp_path, address, name="taken", command=["--version"])
+        assert "Another job has that id" in desk.jobs("submit", taken, code=2)
         state = desk.job("needy")
         while state["state"] in ("pending", "running"):
             time.sleep(0.5)
@@ -174,6 +186,55 @@ def test_a_job_that_is_out_of_time_says_so(tmp_path: Path) -> None:
     assert job.stdout.splitlines()[-1] == "out of time (3 s); submit the job again, and it goes on"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_run_waits_for_room_without_work_and_a_killed_one_finds_its_own(short: Path, tmp_path: Path) -> None:
+    ports = free_block(9)
+    sizes = ["--cpus", "1", "--first-port", str(ports), "--dashboard-port", str(ports + 8)]
+    run_ops("ray_cluster.py", "start", short, *sizes)
+    try:
+        desk = Desk(tmp_path, {"RAY_AUTH_TOKEN_PATH": run_ops("ray_cluster.py", "token", short)})
+        write_random_survey(str(tmp_path / "data"), 100)
+        database = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}"}
+        runs: dict[str, Path] = {}
+        for name, steps in (("first", 100_000), ("second", 3)):
+            runs[name] = tmp_path / name / "run"
+            runs[name].parent.mkdir()
+            text = CONFIG.replace("30 steps", f"{steps} steps")
+            write_config(runs[name].parent, (tmp_path / "data").as_uri(), str(runs[name]), text)
+            about = {"environment": database, "max_restarts": 1}
+            desk.jobs("submit", write_job(runs[name].parent, f"http://127.0.0.1:{ports + 8}", name=name, **about))
+            if name == "first":
+                when_saved(runs[name], 5)
+        deadline = time.monotonic() + ray_cluster.PATIENCE_S
+        while desk.job("second")["reason"] is None or "Deciding NOT to start" not in desk.jobs("logs", "second"):
+            assert time.monotonic() < deadline
+        assert desk.job("second")["reason"] == "RUNNING without workers: they start, or wait for room"
+        assert desk.job("first")["reason"] is None
+        *_, waiting = _of_node(short, "ray::TrainController")
+        before = sum(waiting.cpu_times()[:2])
+        time.sleep(5)
+        assert sum(waiting.cpu_times()[:2]) - before < 0.5
+
+        command, _ = _of_node(short, "astroclip_dist.cli train")
+        command.kill()
+        while not event(runs["first"], "resumed"):
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        assert "Deciding NOT to start" not in desk.jobs("logs", "first")
+        desk.jobs("cancel", "first")
+        assert desk.wait_for("second", "succeeded")["restarts"] == 0
+    finally:
+        run_ops("ray_cluster.py", "stop", short)
+
+
+def _of_node(folder: Path, words: str) -> list[psutil.Process]:
+    """Processes of the node in a folder with these words in their command lines, oldest first."""
+    node = psutil.Process(json.loads((folder / "ray.json").read_text())["pid"])
+    found = [child for child in node.children(recursive=True) if words in " ".join(child.cmdline())]
+    return sorted(found, key=lambda process: process.create_time())
+
+
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> str:
     uri = f"sqlite:///{tmp_path_factory.getbasetemp() / 'training.db'}"
@@ -213,49 +274,64 @@ def reference(database: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return data, result(folder / "run")
 
 
-Training = Callable[[str], tuple[Path, Path, dict[str, str]]]
+@dataclass(frozen=True)
+class Training:
+    """A job that has saved some steps, and whose log is followed.
+
+    Attributes:
+        job: its file.
+        expected: what is left of the same training when nobody disturbs it.
+    """
+
+    job: Path
+    run: Path
+    log: Follower
+    expected: dict[str, str]
 
 
 @pytest.fixture
-def training(cluster: RayOnHosts, database: str, reference: tuple[str, dict[str, str]], tmp_path: Path) -> Training:
-    """By its name: a job file, the run that it makes, and what is left of one that nobody disturbs."""
+def begin(
+    cluster: RayOnHosts, desk: Desk, database: str, reference: tuple[str, dict[str, str]], tmp_path: Path
+) -> Callable[[str, int], Training]:
+    """Submits a job of a name, and returns when so many steps are saved."""
 
-    def make(name: str) -> tuple[Path, Path, dict[str, str]]:
+    def begun(name: str, step: int) -> Training:
         data, expected = reference
         run = tmp_path / "run"
         write_config(tmp_path, data, str(run))
         about = {"nodes": 2, "environment": {"MLFLOW_TRACKING_URI": database}, "max_restarts": 3}
-        return write_job(tmp_path, cluster.address, name=name, **about), run, expected
+        job = write_job(tmp_path, cluster.address, name=name, **about)
+        desk.jobs("submit", job)
+        log = Follower(desk, name)
+        when_saved(run, step)
+        return Training(job, run, log, expected)
 
-    return make
+    return begun
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @on_hosts
 def test_a_cancelled_training_has_saved_and_goes_on_when_it_is_submitted_again(
-    cluster: RayOnHosts, desk: Desk, training: Training
+    cluster: RayOnHosts, desk: Desk, begin: Callable[[str, int], Training]
 ) -> None:
-    job, run, expected = training("cancelled")
-    desk.jobs("submit", job)
-    log = Follower(desk, "cancelled")
-    when_saved(run, 5)
+    training = begin("cancelled", 5)
     go_on = cluster.hold_workers("left")
     assert sorted(desk.job("cancelled")["nodes"]) == sorted(cluster.hosts.addresses[name] for name in ("left", "right"))
     cancel = desk.begin("cancel", "cancelled")
-    log.wait_for("asking the workers to leave: SIGTERM")
+    training.log.wait_for("asking the workers to leave: SIGTERM")
     assert cancel.poll() is None
     go_on()
     told, _ = cancel.communicate(timeout=ray_cluster.PATIENCE_S)
     assert cancel.returncode == 0, told
-    assert "asked to leave (SIGTERM): saved at step" in log.finish()
+    assert "asked to leave (SIGTERM): saved at step" in training.log.finish()
     assert desk.job("cancelled")["state"] == "cancelled"
 
     # The same again goes on at the step that was saved; asked to make room, it saves and goes on by itself.
-    [again] = json.loads(desk.jobs("submit", job, "--json"))
+    [again] = json.loads(desk.jobs("submit", training.job, "--json"))
     assert (again["new"], again["attempt"]) == (True, 1)
     log = Follower(desk, "cancelled")
-    when_saved(run, 15)
+    when_saved(training.run, 15)
     go_on = cluster.hold_workers("left")
     desk.jobs("requeue", "cancelled")
     log.wait_for("asking the workers to leave: SIGTERM")
@@ -263,52 +339,48 @@ def test_a_cancelled_training_has_saved_and_goes_on_when_it_is_submitted_again(
     log.finish()
     done = desk.wait_for("cancelled", "succeeded")
     assert (done["restarts"], done["attempt"]) == (1, 1)
-    left, resumed = event(run, "preempted"), event(run, "resumed")
+    left, resumed = event(training.run, "preempted"), event(training.run, "resumed")
     assert [entry["step"] for entry in left] == [entry["step"] for entry in resumed]
     assert len(left) == 2
     assert all(entry["world_size"] == 2 for entry in resumed)
-    assert "submitted" not in desk.jobs("submit", job).replace("nothing was submitted", "")
-    assert result(run) == expected
+    assert "submitted" not in desk.jobs("submit", training.job).replace("nothing was submitted", "")
+    assert result(training.run) == training.expected
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @on_hosts
-def test_a_training_whose_command_is_killed_goes_on(cluster: RayOnHosts, desk: Desk, training: Training) -> None:
-    job, run, expected = training("killed")
-    desk.jobs("submit", job)
-    log = Follower(desk, "killed")
-    when_saved(run, 10)
+def test_a_training_whose_command_is_killed_goes_on(
+    cluster: RayOnHosts, desk: Desk, begin: Callable[[str, int], Training]
+) -> None:
+    training = begin("killed", 10)
     cluster.hold_workers("left")
     cluster.command().send_signal(signal.SIGKILL)
-    log.wait_for(r"astroclip was killed by SIGKILL: restart 1 of 3")
-    assert f"step {STEPS}/{STEPS}" in log.finish()
+    training.log.wait_for(r"astroclip was killed by SIGKILL: restart 1 of 3")
+    assert f"step {STEPS}/{STEPS}" in training.log.finish()
     assert desk.wait_for("killed", "succeeded")["restarts"] == 1
-    assert event(run, "resumed")[0]["step"] in (10, 15)
-    assert result(run) == expected
+    assert event(training.run, "resumed")[0]["step"] in (10, 15)
+    assert result(training.run) == training.expected
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @on_hosts
 def test_a_dead_head_ends_its_jobs_and_the_next_submit_goes_on(
-    cluster: RayOnHosts, desk: Desk, training: Training
+    cluster: RayOnHosts, desk: Desk, begin: Callable[[str, int], Training]
 ) -> None:
-    job, run, expected = training("headless")
-    desk.jobs("submit", job)
-    log = Follower(desk, "headless")
-    when_saved(run, 5)
+    training = begin("headless", 5)
     cluster.hold_workers("right")
     for name in ("head", "left", "right"):
         cluster.hosts.kill(name)
     assert "No Ray dashboard answers there" in desk.jobs("status", "headless", code=1)
-    log.command.send_signal(signal.SIGINT)
-    assert log.command.wait(30) == 130
+    training.log.command.send_signal(signal.SIGINT)
+    assert training.log.command.wait(30) == 130
     cluster.start_head()
     cluster.join("left")
     cluster.join("right")
     assert "the cluster does not know it" in desk.jobs("status", "headless")
-    desk.jobs("submit", job)
+    desk.jobs("submit", training.job)
     assert desk.wait_for("headless", "succeeded")["attempt"] == 1
-    assert event(run, "resumed")[0]["step"] in (5, 10)
-    assert result(run) == expected
+    assert event(training.run, "resumed")[0]["step"] in (5, 10)
+    assert result(training.run) == training.expected
