@@ -7,9 +7,11 @@ launcher is gone and the worker must not go on alone.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import logging
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -21,6 +23,7 @@ from astroclip_dist.train.failure import OtherRankError
 from astroclip_dist.train.preemption import Notice
 from launchers.exit_codes import CRASHED, PREEMPTED
 
+_PR_SET_PDEATHSIG = 1
 log = logging.getLogger("astroclip")
 
 
@@ -56,6 +59,8 @@ def _follow_the_launcher(notice: Notice) -> None:
 
 
 def main() -> int:
+    # Also where this process hangs and cannot see its input close (prctl(2)).
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     notice = Notice()
     notice.listen()
     config = RunConfig.model_validate_json(sys.stdin.readline())

@@ -104,6 +104,8 @@ def test_a_killed_launcher_takes_its_workers_along_and_the_run_goes_on(survey: S
     command.wait_for("step 7/30")
     workers = list(command.workers().values())
     assert len(workers) == 2
+    # One that hangs does not see that its launcher is gone.
+    workers[1].suspend()
     os.kill(command.process.pid, signal.SIGKILL)
     assert not psutil.wait_procs(workers, timeout=5)[1], "workers go on without their launcher"
 
