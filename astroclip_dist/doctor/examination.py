@@ -15,7 +15,7 @@ from astroclip_dist.doctor.findings import Finding, problem
 from astroclip_dist.errors import UserError
 from astroclip_dist.train.records import mask
 
-_SECRET_NAME = re.compile(r"(?i)(secret|token|passw|credential|access_key)(?!.*_(path|file)$)")
+_SECRET_NAME = re.compile(r"(?i)(secret|token|passw|credential|(^|_)key)(?!.*_(path|file)$)")
 # Shorter values would blank out words that are no secrets.
 _SHORTEST_SECRET = 6
 

@@ -304,7 +304,7 @@ def test_a_check_that_hangs_or_breaks_does_not_keep_the_others(monkeypatch: pyte
     def break_down(context: Context) -> list[Finding]:
         raise RuntimeError("secret-of-mine is not found at http://me:word@host/")
 
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-mine")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "secret-of-mine")
     began = time.monotonic()
     checks = [
         Check("hangs", hang, 0.2),
