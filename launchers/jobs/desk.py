@@ -122,7 +122,7 @@ class JobDesk:
 
         Raises:
             ConfigError: no job of that name.
-            StorageError: the engine of a job that was named does not answer.
+            StorageError: the engine of a job that was named, and is not settled, does not answer.
         """
         if names is None:
             records = self._records.all()
@@ -207,7 +207,7 @@ class JobDesk:
             try:
                 return self._ask_one(queue_at(place), here)
             except UserError as error:
-                if not patient:
+                if not patient and not all(record.settled for record in here):
                     raise
                 return [_unheard(record, error) for record in here]
 

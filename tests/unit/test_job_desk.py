@@ -186,6 +186,14 @@ def test_what_was_over_is_over_while_its_engine_is_away(desk: JobDesk, engine: F
     desk.jobs()
     engine.away = True
     assert [job.status.state for job in desk.jobs()] == [JobState.SUCCEEDED, JobState.UNKNOWN]
+    with pytest.raises(StorageError, match="no answer"):
+        desk.jobs(["sky-a"])
+    engine.away = False
+    engine.becomes("sky-a.0", "succeeded", datetime.now(UTC) - timedelta(hours=2))
+    desk.jobs()
+    engine.away = True
+    assert only(desk.jobs(["sky-a"])).status.state is JobState.SUCCEEDED
+    assert not desk.submit([task("sky-a")])[0].is_new
 
 
 def test_a_job_that_was_over_when_its_engine_forgot_it_is_over(desk: JobDesk, engine: FileEngine) -> None:
