@@ -1,9 +1,11 @@
-"""The commands of queues, asked with a deadline."""
+"""Commands asked with a deadline, and what is to be found in what they print."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Sequence
+from typing import Any
 
 
 def ask(command: Sequence[str], deadline_s: float) -> tuple[bool, str]:
@@ -20,3 +22,14 @@ def ask(command: Sequence[str], deadline_s: float) -> tuple[bool, str]:
         return True, done.stdout.strip()
     said = (done.stderr.strip() or done.stdout.strip()).splitlines()
     return False, said[-1][:200] if said else f"exit code {done.returncode}"
+
+
+def last_json(output: str, first_key: str) -> dict[str, Any] | None:
+    """The last line that is an object with such a first key; warnings of libraries may stand around it."""
+    lines = [line for line in output.splitlines() if line.startswith(f'{{"{first_key}"')]
+    return json.loads(lines[-1]) if lines else None
+
+
+def last_words(output: str) -> str:
+    """The last line in which something stands, of a traceback its error."""
+    return next((line for line in reversed(output.splitlines()) if line.strip()), "no word")[:300]

@@ -1,8 +1,8 @@
 """One rank of a small all-reduce: ``python -m astroclip_dist.doctor.rank BACKEND RANKS MEETING RANK``.
 
-MEETING is a file through which the ranks find each other. Rank 0 prints one line of JSON: the bus bandwidth of the
-all-reduce, 2 (W - 1) / W x bytes / seconds for W ranks (NVIDIA nccl-tests, PERFORMANCE.md), so that it does not depend
-on their number; with one rank, bytes / seconds.
+MEETING is a URL through which the ranks find each other: ``file:///...``, or ``tcp://HOST:PORT`` of the first one.
+Rank 0 prints one line of JSON: the bus bandwidth of the all-reduce, 2 (W - 1) / W x bytes / seconds for W ranks (NVIDIA
+nccl-tests, PERFORMANCE.md), so that it does not depend on their number; with one rank, bytes / seconds.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ _TIMEOUT = timedelta(seconds=40)
 def main() -> None:
     backend, ranks, meeting, rank = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
     torch.set_num_threads(1)
-    device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
+    # With ranks on several machines, one of those that are here.
+    device = torch.device("cuda", rank % torch.cuda.device_count()) if backend == "nccl" else torch.device("cpu")
     if backend == "nccl":
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        backend, store=dist.FileStore(meeting, ranks), rank=rank, world_size=ranks, timeout=_TIMEOUT
-    )
+    dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=ranks, timeout=_TIMEOUT)
     numbers = torch.full((_ELEMENTS[backend],), float(rank + 1), device=device)
     dist.all_reduce(numbers)
     total = ranks * (ranks + 1) / 2

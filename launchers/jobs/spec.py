@@ -134,8 +134,9 @@ class JobSpec(Section):
     def _sizes_fit(self) -> Self:
         if self.min_nodes is not None and self.min_nodes > self.nodes:
             raise ConfigError("min_nodes", self.min_nodes, f"It is more than nodes = {self.nodes}.")
-        if self.command and self.nodes > 1:
-            raise ConfigError("nodes", self.nodes, "A command other than a training runs on one node.")
+        if self.command and self.nodes > 1 and "--each-node" not in self.command:
+            mend = "A command other than a training runs on one node; all are examined by doctor --each-node."
+            raise ConfigError("nodes", self.nodes, mend)
         if 0 < self.gpus_per_node < (self.workers_per_node or 0):
             mend = f"It is more than gpus_per_node = {self.gpus_per_node}, and workers cannot share a GPU."
             raise ConfigError("workers_per_node", self.workers_per_node, mend)
