@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -178,6 +178,14 @@ class Store:
         """
         found = self._call(name, lambda: obstore.head(self._objects, self._key(name)))
         return ObjectVersion(found["size"], found["e_tag"] or found["last_modified"].isoformat())
+
+    def written_at(self, name: str) -> datetime:
+        """When an object was last written, by the storage's clock.
+
+        Raises:
+            MissingObjectError, CredentialsError, StorageError
+        """
+        return self._call(name, lambda: obstore.head(self._objects, self._key(name)))["last_modified"]
 
     def put(self, name: str, data: bytes | memoryview | Path, *, create_only: bool = False) -> ObjectTag:
         """Write an object whole or not at all.

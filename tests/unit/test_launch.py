@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import pytest
 from astroclip_dist.config import parse_config
 from astroclip_dist.errors import ConfigError
 from astroclip_dist.store import Store
+from astroclip_dist.train import holding
 from astroclip_dist.train.holding import HOLDER_FILE, hold, holder
 from astroclip_dist.train.holding.holder import HeldError, Holder
+from astroclip_dist.train.holding.lease import LeaseContent
 from launchers import launch
 from tests.random_survey import write_random_survey
 
@@ -48,3 +51,16 @@ def test_a_file_that_a_killed_holder_left_is_nobodys(tmp_path: Path) -> None:
     with hold(run, "local", lambda error: None):
         assert holder(run) == Holder.parse((tmp_path / HOLDER_FILE).read_bytes())
     assert run.list() == []
+
+
+def test_a_lease_that_nobody_renews_any_more_names_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a run whose node died: its lease stays, and ``runs list`` is not to say for ever that it runs."""
+    run, here = Store("memory:///"), Holder.this_process("local")
+    far = here.model_copy(update={"host": "far", "machine": "far"})
+    for found in (here, far):
+        run.put(HOLDER_FILE, LeaseContent(holder=found, token="1", renewals=3).model_dump_json().encode())
+        assert holder(run) == found
+        with monkeypatch.context() as later:
+            later.setattr(holding, "GONE_AFTER", timedelta(0))
+            # A process of this machine is seen to live.
+            assert holder(run) == (found if found is here else None)

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 
 from astroclip_dist.store import MissingObjectError, Store
 from astroclip_dist.train.holding.holder import HeldError, Holder
@@ -17,6 +18,8 @@ from astroclip_dist.train.holding.lease import Lease, LeaseContent
 from astroclip_dist.train.holding.lock_file import LockedError, hold_lock_file, read_lock_file
 
 HOLDER_FILE = "holder.json"
+# Many renewals: the storage's clock and this machine's may differ by minutes. Who takes a lease compares no clocks.
+GONE_AFTER = timedelta(minutes=10)
 log = logging.getLogger(__name__)
 
 
@@ -52,9 +55,9 @@ def hold(run: Store, launcher: str, on_loss: Callable[[HeldError], None]) -> Ite
 
 
 def holder(run: Store) -> Holder | None:
-    """The process that holds a run, None where nobody does.
+    """The process that holds a run, None where nobody does; whether one can have it ``hold`` alone finds out.
 
-    On object storage, a holder on another machine that died less than a lease's time ago is still named.
+    On object storage, a holder on another machine that died is still named for ten minutes after its last renewal.
 
     Raises:
         StorageError
@@ -65,6 +68,7 @@ def holder(run: Store) -> Holder | None:
         return None if content is None else Holder.parse(content)
     try:
         found = LeaseContent.parse(run.read(HOLDER_FILE)).holder
+        silent = datetime.now(UTC) - run.written_at(HOLDER_FILE)
     except MissingObjectError:
         return None
-    return None if found.is_dead else found
+    return None if found.is_dead or (silent > GONE_AFTER and not found.is_here) else found
