@@ -29,6 +29,8 @@ from astroclip_dist.train.checkpoint import (
     restore,
     verify,
 )
+from astroclip_dist.train.checkpoint.errors_of_ranks import gather_or_raise
+from astroclip_dist.train.checkpoint.file_image import unpack
 from tests.rank_pool import RankPool
 from tests.small_engine import fill, small_engine
 from tests.until import until
@@ -214,16 +216,18 @@ def test_without_background_a_save_is_complete_at_once(tmp_path: Path, ranks: Ra
     assert not checkpointer.saving
 
 
-def test_when_to_save(tmp_path: Path, ranks: Ranks) -> None:
-    config = Checkpoint(interval=0.05, background=False)
+def test_when_to_save(tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    config = Checkpoint(interval=60.0, background=False)
     checkpointer = Checkpointer(Store(tmp_path), small_engine(ranks), {}, config, STEPS)
     assert not Checkpointer(Store(tmp_path), small_engine(ranks), {}, Checkpoint(), STEPS).is_time
-    time.sleep(0.06)
+    now += 61.0
     assert checkpointer.is_time
     checkpointer.begin(Progress(1))
     # Counted from the beginning of the save, by a clock that nobody can set.
     assert not checkpointer.is_time
-    time.sleep(0.06)
+    now += 61.0
     assert checkpointer.is_time
     assert checkpointer.due(Progress(3), is_time=True)
     assert not checkpointer.due(Progress(3), is_time=False)
@@ -252,6 +256,24 @@ def test_what_is_called_before_a_checkpoint_is_the_newest(tmp_path: Path, ranks:
     for step in (1, 2):
         checkpointer.begin(Progress(step))
     assert seen == [[], ["checkpoints/step-000000001"]]
+
+
+def test_the_ranks_tell_each_other_once_what_they_wrote_and_nothing_to_take_apart(
+    tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bytes | None] = []
+
+    def gather(ranks: Ranks, mine: bytes | None) -> list[bytes | None]:
+        told.append(mine)
+        return gather_or_raise(ranks, mine)
+
+    monkeypatch.setattr("astroclip_dist.train.checkpoint.saving.gather_or_raise", gather)
+    engine = small_engine(ranks)
+    Checkpointer(Store(tmp_path), engine, {}, Checkpoint(background=False), STEPS).begin(Progress(5))
+    description, nothing = told
+    assert nothing is None
+    assert description is not None
+    assert {tensor for tensor, _ in unpack(description).places} == engine.state().keys()
 
 
 def this_rank() -> Ranks:

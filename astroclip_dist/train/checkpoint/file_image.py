@@ -75,6 +75,19 @@ class WrittenFile:
     places: dict[tuple[str, tuple[int, ...]], Place]
 
 
+def pack(file: WrittenFile) -> bytes:
+    """For another rank, as one piece."""
+    places = [(*key, *place) for key, place in file.places.items()]
+    return json.dumps({**vars(file), "places": places}).encode()
+
+
+def unpack(data: bytes) -> WrittenFile:
+    """The inverse of ``pack``."""
+    about = json.loads(data)
+    places = {(tensor, tuple(offsets)): Place(*place) for tensor, offsets, *place in about.pop("places")}
+    return WrittenFile(**about, places=places)
+
+
 class FileImage:
     """The bytes of one file; ``view`` gives each part's tensor among them, to copy values into.
 

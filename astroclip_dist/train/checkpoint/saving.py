@@ -26,7 +26,7 @@ from torch import Tensor
 from astroclip_dist.parallel.engines import Engine
 from astroclip_dist.store import MissingObjectError, Store
 from astroclip_dist.train.checkpoint.errors_of_ranks import LateError, gather_or_raise
-from astroclip_dist.train.checkpoint.file_image import FileImage, WrittenFile
+from astroclip_dist.train.checkpoint.file_image import FileImage, pack, unpack
 from astroclip_dist.train.checkpoint.folder import clear_folder, point_latest
 from astroclip_dist.train.checkpoint.manifest import MANIFEST_NAME, seal
 from astroclip_dist.train.checkpoint.plan import WritePlan
@@ -42,7 +42,8 @@ class Save:
     """A save, under way or complete.
 
     Attributes:
-        work: what this rank does for it now, in the background.
+        work: what this rank does for it now, in the background; from writing its part comes a ``WrittenFile``, packed:
+            for many parts on many ranks that takes long, and training waits while the ranks tell each other.
         parts_written: whether all ranks have written their parts.
         complete: on the first rank, whether it is the newest checkpoint; old ones may yet have to be removed.
         unpruned: on the first rank, why what is not to be kept is still there.
@@ -50,7 +51,7 @@ class Save:
 
     name: str
     about: dict[str, Any]
-    work: Future[WrittenFile | None]
+    work: Future[bytes | None]
     parts_written: bool = False
     complete: bool = False
     unpruned: str | None = None
@@ -129,12 +130,11 @@ class Saver:
             return save
         save.parts_written = True
         if ranks.is_first:
-            files = [file for file in done if file is not None]
-            save.work = _in_background(self._complete, save, files)
+            save.work = _in_background(self._complete, save, done)
         return None
 
-    def _write_parts(self, name: str, image: FileImage, copied: torch.cuda.Event | None) -> WrittenFile | None:
-        """This rank's file; None if it has no part of the state."""
+    def _write_parts(self, name: str, image: FileImage, copied: torch.cuda.Event | None) -> bytes | None:
+        """This rank's file, packed; None if it has no part of the state."""
         assert self._plan is not None
         if copied is not None:
             copied.synchronize()
@@ -142,11 +142,12 @@ class Saver:
             return None
         file = image.describe(f"rank-{self._engine.ranks.rank:05d}.safetensors")
         self._run.join(name).put(file.name, image.bytes())
-        return file
+        return pack(file)
 
-    def _complete(self, save: Save, files: list[WrittenFile]) -> None:
+    def _complete(self, save: Save, written: list[bytes | None]) -> None:
         """Make a checkpoint of what all ranks have written."""
         assert self._plan is not None
+        files = [unpack(file) for file in written if file is not None]
         folder = self._run.join(save.name)
         # Of a save that was interrupted, or of a damaged checkpoint that was trained past again.
         clear_folder(folder, keep=frozenset(file.name for file in files))
@@ -179,12 +180,13 @@ def _in_background(work: Callable[..., Any], *arguments: Any) -> Future[Any]:
     return future
 
 
-def _outcome(save: Save) -> WrittenFile | Exception | None:
+def _outcome(save: Save) -> bytes | Exception | None:
     if not save.work.done():
         return None if save.complete else LateError("not written in time")
     error = save.work.exception()
     if error is None:
-        return save.work.result()
+        # What the ranks have written they tell once.
+        return None if save.parts_written else save.work.result()
     return error if isinstance(error, Exception) else RuntimeError(repr(error))
 
 
