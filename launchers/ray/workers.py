@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from types import FrameType
 from typing import Any
 
@@ -48,14 +49,20 @@ class RayWorkers:
             told it.
 
         Raises:
+            ConfigError: this version of Ray is built differently.
             UserError: of a worker; a restart would not mend it.
         """
         for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)
-        from ray.exceptions import RayError
-        from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+        try:
+            from ray.exceptions import RayError
+            from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
-        from launchers.ray.callbacks import cause_in_words, write_restart
+            from launchers.ray.callbacks import cause_in_words, write_restart
+            from launchers.ray.sizes import LeavingError
+        except ImportError as error:
+            there = f"Ray {version('ray')} ({error})"
+            raise ConfigError("launcher", there, "Install Ray 2.60, for which this launcher is.") from error
 
         signals = _Signals()
         run = Store(config.run)
@@ -79,7 +86,10 @@ class RayWorkers:
                         return 1
                     write_restart(config.run, cause)
                     continue
-                log.warning("left without a save (%s): the steps since the last checkpoint will be done again", cause)
+                if isinstance(error, ControllerError) and isinstance(error.controller_failure, LeavingError):
+                    log.info("left while the run had no workers: there was nothing to save")
+                else:
+                    log.warning("left without a save (%s): the steps since the last checkpoint are done again", cause)
                 code = PREEMPTED
             if code != PREEMPTED:
                 return code

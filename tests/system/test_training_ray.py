@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,3 +120,12 @@ def test_ray_does_not_restart_what_only_the_user_can_mend(tmp_path: Path) -> Non
     assert re.search(reason, event(run, "failed")[0]["error"])
     assert [kind for kind, _ in events(run)].count("resumed") == 0
     assert [kind for kind, _ in events(run)].count("started") == 1
+
+
+@pytest.mark.slow
+def test_a_ray_whose_parts_have_moved_is_named() -> None:
+    moved = "ray.train.v2._internal.execution.scaling_policy.elastic"
+    run = "from launchers.ray.workers import RayWorkers; RayWorkers().run(None)"
+    command = [sys.executable, "-c", f"import sys; sys.modules[{moved!r}] = None; {run}"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert re.search(r"ConfigError: launcher: Ray \d.*scaling_policy\.elastic.* Install Ray 2\.60", ended.stderr)
