@@ -43,7 +43,6 @@ def launch(config: RunConfig) -> int:
     from astroclip_dist.data.mixture import order_of
     from astroclip_dist.runs.sending import end_tracking
     from astroclip_dist.store import Store
-    from astroclip_dist.train.exporter import forget_target
     from astroclip_dist.train.holding import hold, stop_at_once
     from astroclip_dist.train.run_folder import is_finished, register, withdraw
     from launchers.exit_codes import PREEMPTED
@@ -75,8 +74,11 @@ def launch(config: RunConfig) -> int:
                 withdraw(run)
         if code == 1:
             end_tracking(run, config)
-        elif code in (PREEMPTED, INTERRUPTED):
-            forget_target(run.url, config.metrics)
+        elif code in (PREEMPTED, INTERRUPTED) and config.metrics.targets_folder is not None:
+            # Imported here: few runs need it, and none to begin.
+            from astroclip_dist.train.exporter import forget_target
+
+            forget_target(run.url, config.metrics.targets_folder)
         return code
 
 

@@ -77,14 +77,13 @@ class HttpExporter:
         return aside.replace(target)
 
 
-def forget_target(run: str, config: Metrics) -> None:
+def forget_target(run: str, targets_folder: str) -> None:
     """Take away the target of a run that has left although its first rank did not come to say so: it was killed.
 
     Args:
         run: URL of the run folder; the caller holds the run.
     """
-    if config.targets_folder is not None:
-        _remove(_target(run, Path(config.targets_folder)))
+    _remove(_target(run, Path(targets_folder)))
 
 
 def _target(run: str, folder: Path) -> Path:

@@ -180,7 +180,7 @@ def test_the_target_lives_as_long_as_the_run_ought_to_answer(tmp_path: Path) -> 
     with pytest.raises(urllib.error.URLError):
         scraped(url_of(crashed))
     for _ in range(2):
-        forget_target(crashed.metrics.run, configured(tmp_path, port=0, targets_folder=str(targets)).metrics)
+        forget_target(crashed.metrics.run, str(targets))
         assert listed() == []
     older, newer = (monitor(tmp_path, targets_folder=str(targets)) for _ in range(2))
     older.started(Progress(), steps_per_epoch=10)
