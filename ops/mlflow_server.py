@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def start(server: ServerProcess, port: int, artifacts: str | None, auth: bool) -> str:
     """Start the server in the background; returns its tracking URI."""
-    server.folder.mkdir(parents=True, exist_ok=True)
+    server.claim()
     port = port or server.state().get("port") or free_ports(1)[0]
     uri = f"http://{HOST}:{port}"
     environment = {

@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def start(server: ServerProcess, port: int) -> str:
     """Start the server in the background; returns its endpoint URL."""
-    server.folder.mkdir(parents=True, exist_ok=True)
+    server.claim()
     ports = server.state().get("ports") or free_ports(len(PORT_OPTIONS))
     if port:
         ports[0] = port

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -11,11 +12,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
 HOST = "127.0.0.1"
+# Waits for a line, and then becomes the command; without one it ends.
+_WAITS = ("/bin/sh", "-c", 'read -r line && exec "$@" </dev/null', "waits")
 
 
 class ServerError(Exception):
@@ -42,6 +45,66 @@ def write_private(path: Path, text: str) -> None:
     aside.replace(path)
 
 
+def claim(folder: Path, name: str) -> IO[bytes]:
+    """Nobody else starts ``name`` in a folder until the file that this returns is closed, or this process ends.
+
+    Raises:
+        ServerError: somebody else does.
+    """
+    file = os.fdopen(os.open(folder / f"{name}.lock", os.O_WRONLY | os.O_CREAT, 0o600), "wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ServerError(f"another process starts {name} in {folder}: wait for it, or end it") from None
+    return file
+
+
+def start_recorded(
+    command: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str],
+    record: Callable[[dict[str, Any]], None],
+    umask: int = -1,
+) -> subprocess.Popen[bytes]:
+    """Start a process in the background, in the folder of its log, once it is written down how to find it again.
+
+    Whoever starts it may be killed at any moment: nothing runs that nobody knows.
+    """
+    with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as output:
+        child = subprocess.Popen(
+            [*_WAITS, *command],
+            cwd=log.parent,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            start_new_session=True,
+            umask=umask,
+        )
+    record({"pid": child.pid, "started": psutil.Process(child.pid).create_time()})
+    assert child.stdin is not None
+    child.stdin.write(b"go\n")
+    child.stdin.close()
+    return child
+
+
+def recorded_process(record: Mapping[str, Any]) -> psutil.Process | None:
+    """The process of a record, if it runs. The start time tells it from a stranger that got its process id later."""
+    try:
+        process = psutil.Process(record["pid"])
+        return process if process.create_time() == record["started"] and lives(process) else None
+    except (KeyError, psutil.NoSuchProcess):
+        return None
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it runs. One that has ended may be kept as a zombie for seconds by whoever takes in orphans."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 class ServerProcess:
     """A server that keeps its log, state and data in one folder.
 
@@ -55,20 +118,26 @@ class ServerProcess:
         self.folder = folder.resolve()
         self.log = self.folder / f"{name}.log"
         self._state = self.folder / f"{name}.json"
+        self._claim: IO[bytes] | None = None
 
     def state(self) -> dict[str, Any]:
         """What the last start wrote, or nothing."""
         return json.loads(self._state.read_text()) if self._state.exists() else {}
 
     def process(self) -> psutil.Process | None:
-        """The running server. The start time tells it from a stranger that got its process id later."""
-        state = self.state()
-        try:
-            process = psutil.Process(state["pid"])
-            alive = process.create_time() == state["started"] and process.status() != psutil.STATUS_ZOMBIE
-            return process if alive else None
-        except (KeyError, psutil.NoSuchProcess):
-            return None
+        """The running server."""
+        return recorded_process(self.state())
+
+    def claim(self) -> None:
+        """Make the folder where it is not there; what is done in it from now on is this process's alone.
+
+        Raises:
+            ServerError: the server runs already, or somebody else starts it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._claim = self._claim or claim(self.folder, self.name)
+        if self.process():
+            raise ServerError(f"{self.name} runs already in {self.folder}: stop it first")
 
     def start(
         self,
@@ -88,23 +157,15 @@ class ServerProcess:
         Raises:
             ServerError: it runs already, it ended, or it did not answer in time (the log's end is in the message).
         """
-        if self.process():
-            raise ServerError(f"{self.name} runs already in {self.folder}: stop it first")
-        with os.fdopen(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
-            child = subprocess.Popen(
-                command,
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **(environment or {})},
-                start_new_session=True,
-                umask=0o077 if private else -1,
-            )
-        process = psutil.Process(child.pid)
-        write_private(
-            self._state, json.dumps({"pid": child.pid, "started": process.create_time(), **details}, indent=1)
+        self.claim()
+        child = start_recorded(
+            command,
+            self.log,
+            environment or {},
+            lambda record: write_private(self._state, json.dumps({**record, **details}, indent=1)),
+            umask=0o077 if private else -1,
         )
+        process = psutil.Process(child.pid)
         give_up = time.monotonic() + deadline_s
         while not (_owns_port(process, port) and answers()):
             if child.poll() is not None or time.monotonic() > give_up:
@@ -118,10 +179,10 @@ class ServerProcess:
         process = self.process()
         if process is None:
             return False
-        if grace_s > 0:
-            os.killpg(process.pid, signal.SIGTERM)
-            psutil.wait_procs([process], timeout=grace_s)
         try:
+            if grace_s > 0:
+                os.killpg(process.pid, signal.SIGTERM)
+                psutil.wait_procs([process], timeout=grace_s)
             os.killpg(process.pid, signal.SIGKILL)
         except ProcessLookupError:
             return True

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
-from server_process import ServerError, write_private
+from server_process import ServerError, lives, recorded_process, start_recorded, write_private
 
 
 class Daemons:
@@ -26,13 +24,8 @@ class Daemons:
         self._folder, self._state = folder, folder / "daemons.json"
 
     def process(self, name: str) -> psutil.Process | None:
-        """The running daemon; its start time tells it from a stranger that got its process id later."""
-        told = self._read().get(name, {})
-        try:
-            process = psutil.Process(told["pid"])
-            return process if process.create_time() == told["started"] and _lives(process) else None
-        except (KeyError, psutil.NoSuchProcess):
-            return None
+        """The running daemon."""
+        return recorded_process(self._read().get(name, {}))
 
     def start(
         self,
@@ -44,20 +37,17 @@ class Daemons:
         """Start one that does not run, in the background; ``stop`` ends it with a signal."""
         if self.process(name):
             return
-        with (self._folder / "log" / f"{name}.out").open("ab") as log:
-            child = subprocess.Popen(
-                command,
-                cwd=self._folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **environment},
-                start_new_session=True,
-            )
-        state = {other: told for other, told in self._read().items() if other != name}
-        started = psutil.Process(child.pid).create_time()
-        state[name] = {"pid": child.pid, "started": started, "end_with": end_with.name}
-        write_private(self._state, json.dumps(state, indent=1))
+
+        def record(told: dict[str, Any]) -> None:
+            state = {other: known for other, known in self._read().items() if other != name}
+            state[name] = {**told, "end_with": end_with.name}
+            write_private(self._state, json.dumps(state, indent=1))
+
+        start_recorded(command, self._folder / "log" / f"{name}.out", environment, record)
+
+    def running(self) -> dict[str, psutil.Process]:
+        """Those that run, in the order of their start."""
+        return {name: process for name in self._read() if (process := self.process(name))}
 
     def check(self) -> None:
         """
@@ -69,19 +59,10 @@ class Daemons:
                 log = (self._folder / "log" / f"{name}.out").read_text(errors="replace").splitlines()
                 raise ServerError(f"{name} ended:\n" + "\n".join(log[-15:]))
 
-    def kill(self, name: str) -> None:
-        """SIGKILL one; a node with all that runs on it, as when its power fails."""
-        process = self.process(name)
-        if process is None:
-            raise ServerError(f"{name} does not run")
-        _send(process, signal.SIGKILL)
-        _wait([process], 10.0)
-
     def stop(self, grace_s: float = 10.0) -> bool:
         """End all, the last one first. False: none ran."""
-        told = self._read()
-        running = {name: process for name in reversed(told) if (process := self.process(name))}
-        for name, process in running.items():
+        told, running = self._read(), self.running()
+        for name, process in reversed(running.items()):
             # What is left of it, or runs in its process namespace, ends with it.
             family = [process, *_children(process)]
             _send(process, signal.Signals[told[name]["end_with"]])
@@ -109,17 +90,9 @@ def _send(process: psutil.Process, number: signal.Signals) -> None:
         return
 
 
-def _lives(process: psutil.Process) -> bool:
-    """Whether it runs. One that has ended may be kept as a zombie for seconds by whoever takes in orphans."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def _wait(processes: Sequence[psutil.Process], deadline_s: float) -> list[psutil.Process]:
     """Those that still live after a while."""
     deadline = time.monotonic() + deadline_s
-    while (left := [process for process in processes if _lives(process)]) and time.monotonic() < deadline:
+    while (left := [process for process in processes if lives(process)]) and time.monotonic() < deadline:
         time.sleep(0.05)
     return left
