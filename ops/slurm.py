@@ -23,11 +23,12 @@ import sys
 import time
 from pathlib import Path
 
-from server_process import ServerError
+from network_hosts import why_no_hosts
+from server_process import ServerError, claim
 from slurm_accounting import start_accounting
 from slurm_conf import BATCH, gres_conf, slurm_conf
 from slurm_daemons import Daemons
-from slurm_hosts import CONTROL, SlurmHosts, why_no_hosts
+from slurm_hosts import CONTROL, SlurmHosts
 
 PACKAGES = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client", "munged": "munge", "ip": "iproute2"}
 ACCOUNTING_PACKAGES = {"slurmdbd": "slurmdbd", "mariadbd": "mariadb-server"}
@@ -36,6 +37,8 @@ _SEARCH = "/usr/bin:/usr/sbin:/bin:/sbin"
 _START_S = 60.0
 # First of a node's processes: takes in orphans, and its death is the host's.
 _INIT = ["/bin/bash", "-c", '"$@" & wait', "host"]
+# With all others of a process namespace, which ends with it and with the process here.
+_OWN_PROCESSES = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,9 +60,11 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.command == "stop":
             print("stopped" if stop(options.folder) else "was not running")
         else:
-            start(options.folder, options.nodes, options.gpus, options.accounting)
+            options.folder.mkdir(parents=True, exist_ok=True)
+            with claim(options.folder, "slurm"):
+                start(options.folder, options.nodes, options.gpus, options.accounting)
             print(f"export PATH={options.folder.resolve() / 'bin'}:$PATH")
-    except ServerError as error:
+    except (ServerError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
@@ -101,26 +106,31 @@ def start(folder: Path, nodes: int, gpus: int, accounting: bool) -> None:
     if reason := why_no_hosts():
         raise ServerError(reason)
     folder = folder.resolve()
-    hosts = SlurmHosts(folder, nodes)
+    hosts, daemons = SlurmHosts(folder, nodes), Daemons(folder)
+    configuration, settings = folder / "etc/slurm.conf", slurm_conf(folder, hosts, gpus, accounting)
+    if not daemons.running():
+        # A start that was killed may have left half-made ones.
+        hosts.delete()
+    elif configuration.read_text() != settings:
+        raise ServerError(f"{folder} runs with other nodes, GPUs or accounting: stop it first")
     for name in ("munge", "state", "spool", "log", "etc", "bin"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     # munged asks for folders into which nobody else writes, and through which its clients get to the socket.
     (folder / "munge").chmod(0o711)
-    (folder / "etc/slurm.conf").write_text(slurm_conf(folder, hosts, gpus, accounting))
+    configuration.write_text(settings)
     (folder / "etc/gres.conf").write_text(gres_conf(hosts, gpus))
     _write_commands(folder, hosts)
     hosts.create()
-    daemons = Daemons(folder)
     _start_munge(folder, daemons)
     if accounting:
         start_accounting(folder, hosts, daemons)
-    environment = {"SLURM_CONF": str(folder / "etc/slurm.conf")}
+    environment = {"SLURM_CONF": str(configuration)}
     control = hosts.within(CONTROL)
     daemons.start("slurmctld", [*control, _program("slurmctld"), "-D", "-i"], environment)
     for name in hosts.nodes:
         (folder / "spool" / name).mkdir(exist_ok=True)
         slurmd = [*_INIT, _program("slurmd"), "-D", "-N", name]
-        daemons.start(name, [*hosts.within(name, own_processes=True), *slurmd], environment, signal.SIGKILL)
+        daemons.start(name, [*hosts.within(name), *_OWN_PROCESSES, *slurmd], environment, signal.SIGKILL)
     deadline = time.monotonic() + _START_S
     while _ready_nodes(folder) < nodes:
         daemons.check()
@@ -134,7 +144,7 @@ def stop(folder: Path) -> bool:
     folder = folder.resolve()
     daemons = Daemons(folder)
     any_ran = daemons.stop()
-    SlurmHosts.delete(folder)
+    SlurmHosts(folder).delete()
     return any_ran
 
 
