@@ -12,8 +12,16 @@ from astroclip_dist.config.run import Checkpoint
 from astroclip_dist.config.schedule import RunSteps
 from astroclip_dist.config.units import TrainingLength
 from astroclip_dist.store import Store
-from astroclip_dist.train.checkpoint import Retention, StoredCheckpoint, describe, prune, surplus, verify
-from astroclip_dist.train.checkpoint.folder import checkpoint_name
+from astroclip_dist.train.checkpoint import (
+    Retention,
+    StoredCheckpoint,
+    describe,
+    prune,
+    resolve_checkpoint,
+    surplus,
+    verify,
+)
+from astroclip_dist.train.checkpoint.folder import checkpoint_name, point_latest
 from astroclip_dist.train.checkpoint.manifest import seal
 
 
@@ -113,8 +121,11 @@ def test_asked_from_outside_nothing_is_touched_that_a_save_may_be_writing(tmp_pa
     run = Store(tmp_path)
     assert surplus(run, Retention(last=1)) == [checkpoint_name(step) for step in (5, 10, 20)]
     assert steps(tmp_path) == [5, 10, 20, 30, 40]
+    # As of a run that was killed after the manifest of its last save, before it could say so.
+    point_latest(run, checkpoint_name(20))
     prune(run, Retention(last=1))
     assert steps(tmp_path) == [30, 40]
+    assert resolve_checkpoint(run.url)[1].url.endswith(checkpoint_name(30))
     assert surplus(Store(tmp_path / "absent"), Retention(last=1)) == []
 
 

@@ -14,7 +14,7 @@ from astroclip_dist.errors import DataError
 from astroclip_dist.parallel.engines import Engine
 from astroclip_dist.store import Store
 from astroclip_dist.train.checkpoint.errors_of_ranks import errors_of_ranks
-from astroclip_dist.train.checkpoint.folder import FOLDER, complete_checkpoints
+from astroclip_dist.train.checkpoint.folder import FOLDER, complete_checkpoints, point_latest
 from astroclip_dist.train.checkpoint.progress import Progress
 from astroclip_dist.train.checkpoint.reader import CheckpointReader
 
@@ -29,7 +29,7 @@ def whole_state(engine: Engine, beside: Mapping[str, Tensor] | None) -> dict[str
 def restore(run: Store, engine: Engine, beside: Mapping[str, Tensor] | None = None) -> Progress | None:
     """Load the newest checkpoint that is whole; called by all ranks together.
 
-    A damaged one is named in the log and the one before it is taken.
+    A damaged one is named in the log and the one before it is taken; ``latest`` then names what was loaded.
 
     Args:
         beside: as in ``save``; the tensors are written into.
@@ -52,6 +52,9 @@ def restore(run: Store, engine: Engine, beside: Mapping[str, Tensor] | None = No
                 log.error("%s cannot be used, taking the one before: %s", run.locate(name), error)
             continue
         engine.loaded()
+        if engine.ranks.is_first:
+            # A run that was killed before it could, or that has to go back: its weights are to be these.
+            point_latest(run, name)
         return Progress.read(reader.manifest)
     if names:
         raise DataError(run.locate(FOLDER), f"{len(names)} checkpoints, none whole", "Restore one or start a new run.")

@@ -9,7 +9,7 @@ from astroclip_dist.config.run import Checkpoint
 from astroclip_dist.config.schedule import RunSteps
 from astroclip_dist.errors import StorageError
 from astroclip_dist.store import Store
-from astroclip_dist.train.checkpoint.folder import clear_folder
+from astroclip_dist.train.checkpoint.folder import clear_folder, point_latest
 from astroclip_dist.train.checkpoint.inventory import StoredCheckpoint, describe
 from astroclip_dist.train.checkpoint.manifest import read_checkpoint_manifest
 
@@ -77,6 +77,9 @@ def prune(run: Store, retention: Retention, newest: str | None = None) -> list[s
         StorageError: one of them could not be removed; all others are.
     """
     names = surplus(run, retention, newest)
+    if newest is None and names:
+        # A run that was killed before it could: nothing may point to what is removed.
+        point_latest(run, [checkpoint.name for checkpoint in describe(run) if checkpoint.is_complete][-1])
     failures = []
     for name in names:
         try:
