@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ _SAMPLES = {"clip": 178_000, "masked_spectrum": 178_000, "dinov2": 76_446_849}
 _WHOSE = {"clip": "AstroCLIP's pairs", "masked_spectrum": "AstroCLIP's pairs", "dinov2": "the Legacy Survey's images"}
 # Of a sample in its tar: a header for each member, its bytes filled up to whole blocks, an .npy header, the metadata.
 _TAR_BLOCK, _NPY_HEADER, _METADATA = 512, 128, 512
+log = logging.getLogger("astroclip")
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,11 @@ class DataSize:
 
 
 def open_data(config: RunConfig) -> Dataset | None:
-    """The run's training split; None where it cannot be opened from here."""
+    """The run's training split; None where it cannot be opened from here, which is logged with its cause."""
     try:
         return Dataset.open(config.data_urls, ["train"], config.data_weights)
-    except UserError:
+    except UserError as error:
+        log.warning("`data` cannot be opened, and is assumed: %s", error)
         return None
 
 

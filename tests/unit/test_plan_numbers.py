@@ -149,6 +149,12 @@ def test_a_sample_that_is_not_there_is_as_large_as_a_real_one(survey: Path) -> N
     assert data_size(config, None, members, layouts, Assumptions({})).sample_bytes == pytest.approx(real, rel=0.1)
 
 
+def test_data_that_cannot_be_opened_says_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert open_data(run(data=str(tmp_path / "typo"))) is None
+    (said,) = caplog.messages
+    assert f"{tmp_path}/typo/manifest.json: not there" in said
+
+
 def test_without_data_the_plan_says_what_it_takes_instead() -> None:
     assumptions = Assumptions({"sample_bytes": "33 kB"})
     size = data_size(run(length="500 epochs"), None, ["spectrum"], SURVEYS, assumptions)
