@@ -221,6 +221,7 @@ def test_a_damaged_pointer_is_an_error_that_names_it(
     engine = new_engine()
     assert restore(Store(run), engine) == Progress(20, Cursor(1, 20), 2)
     assert same(copy(engine), states[1])
+    assert resolve_checkpoint(str(run))[1].url.endswith("step-000000020"), "the pointer is mended, too"
 
 
 def test_all_checkpoints_damaged_is_an_error(
@@ -284,6 +285,17 @@ def test_latest_moves_only_to_a_complete_checkpoint(
         save(Store(run), new_engine(), Progress(30), keep_last=5)
     assert resolve_checkpoint(str(run))[1].url.endswith("step-000000020")
     assert resolve_checkpoint(str(run / "checkpoints" / "step-000000010"))[1].url.endswith("step-000000010")
+
+
+def test_a_checkpoint_may_be_named_from_where_it_lies(
+    two_saves: tuple[Path, list[dict[str, torch.Tensor]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = two_saves
+    monkeypatch.chdir(run / "checkpoints")
+    assert [store.url for store in resolve_checkpoint("step-000000010")] == [
+        run.as_uri(),
+        (run / "checkpoints" / "step-000000010").as_uri(),
+    ]
 
 
 def test_weights_load_into_a_plain_module(two_saves: tuple[Path, list[dict[str, torch.Tensor]]]) -> None:

@@ -63,7 +63,7 @@ def resolve_checkpoint(url: str) -> tuple[Store, Store]:
     """
     store = Store(url)
     if store.exists(MANIFEST_NAME):
-        return Store(url.rstrip("/").rsplit("/", 2)[0]), store
+        return Store(store.url.rsplit("/", 2)[0]), store
     try:
         name = json.loads(store.read(LATEST))["checkpoint"]
         if not _NAME.fullmatch(name):
