@@ -53,8 +53,9 @@ NODE_VARIABLE = "ASTROCLIP_RAY_NODE"
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    # Where another cluster is; Ray would look for its own there.
-    os.environ.pop("RAY_ADDRESS", None)
+    # Where another cluster is, and its token; Ray would take them for its own.
+    for of_another in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
+        os.environ.pop(of_another, None)
     node = RayNode(options.folder)
     try:
         if options.command == "stop":

@@ -153,7 +153,7 @@ class RayQueue:
             job = self._client.job(job_id)
             if job is None:
                 raise
-            if job["metadata"].get("digest") != request["metadata"]["digest"]:
+            if (job["metadata"] or {}).get("digest") != request["metadata"]["digest"]:
                 raise ConfigError(
                     "name", job_id, "Another job has that id at this cluster: choose another name for this one."
                 ) from None
