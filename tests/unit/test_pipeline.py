@@ -13,6 +13,7 @@ from launchers.jobs import pipeline as pipelines
 from launchers.jobs.desk import JobDesk
 from launchers.jobs.pipeline import Pipeline, StageFailedError, load_pipeline, render_pipeline, submit_pipeline
 from launchers.jobs.records import JobRecords
+from launchers.jobs.spec import load_job
 from launchers.jobs.status import JobState, JobStatus
 from launchers.jobs.task import Task
 from tests.conftest import REPOSITORY
@@ -121,6 +122,18 @@ def test_the_pipelines_of_this_repository_load(monkeypatch: pytest.MonkeyPatch) 
         assert task.config is not None
         assert task.config.workers == workers
         assert task.run == f"file:///shared/runs/{stage}"
+
+
+def test_job_files_of_this_repository_have_names_of_their_own() -> None:
+    alone = [load_job(path).name for path in (REPOSITORY / "configs/jobs").glob("*.yaml")]
+    stages = [
+        name
+        for path in (REPOSITORY / "configs/pipelines").glob("*.yaml")
+        for stage in load_pipeline(path).stages
+        for name in stage.task_names
+    ]
+    assert len(stages) > len(alone) > 3
+    assert len({*alone, *stages}) == len(alone) + len(stages)
 
 
 def test_every_part_of_a_pipeline_parses_as_a_command() -> None:
