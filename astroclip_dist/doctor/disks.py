@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from astroclip_dist.doctor.context import Context
@@ -70,6 +72,10 @@ def _write_rate(folder: Path, free: int) -> float:
 
 def _bytes_below(folder: Path) -> int:
     """Only the folder itself and its first level: a cache has no deeper one, and a mistake may be a whole disk."""
-    if not folder.is_dir():
-        return 0
-    return sum(file.stat().st_size for level in ("*", "*/*") for file in folder.glob(level) if file.is_file())
+    size = 0
+    for file in (*folder.glob("*"), *folder.glob("*/*")):
+        # A run that is at work takes out what it has used.
+        with suppress(FileNotFoundError):
+            about = file.stat()
+            size += about.st_size if stat.S_ISREG(about.st_mode) else 0
+    return size

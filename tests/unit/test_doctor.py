@@ -16,7 +16,7 @@ import pytest
 
 from astroclip_dist.cli import main
 from astroclip_dist.config import RunConfig, load_config
-from astroclip_dist.doctor import tracking_server
+from astroclip_dist.doctor import disks, tracking_server
 from astroclip_dist.doctor.checks import CHECKS, Check
 from astroclip_dist.doctor.clocks import check_clocks
 from astroclip_dist.doctor.context import Context, context_of
@@ -116,6 +116,15 @@ def test_a_cache_larger_than_its_disk_is_a_problem(tmp_path: Path, monkeypatch: 
     (said,) = problems(check_disks(Context(config(tmp_path, cache))))
     assert said.startswith(f"cache ({tmp_path}/cache)")
     assert said.endswith("less than the cache may take")
+
+
+def test_a_cache_in_use_may_lose_a_file_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shard").write_bytes(bytes(7))
+    (tmp_path / "taken-out").symlink_to(tmp_path / "nowhere")
+    # It was there when somebody asked, and is gone now.
+    monkeypatch.setattr(Path, "is_file", lambda self: True)
+    assert disks._bytes_below(tmp_path) == 7
+    assert disks._bytes_below(tmp_path / "not-there") == 0
 
 
 @pytest.mark.parametrize("folder", ["/proc/astroclip", "FILE/run"])
