@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from tests.random_survey import write_random_survey
 from tests.system.slurm_cluster import SlurmCluster, astroclip, small_slurm
 from tests.system.training_runs import event, result, run_command, undisturbed, write_config
 from tests.until import until
@@ -157,3 +158,20 @@ def test_a_training_whose_node_dies_goes_on_on_others(
     told = cluster.wait_for_state("bereft", "running")
     assert "n1" not in told["nodes"]
     training.goes_on_as_if_nothing_had_happened(expected, starts=2)
+
+
+def test_a_training_that_may_have_fewer_nodes_runs_on_those_that_are_free(
+    cluster: SlurmCluster, tracking: str, tmp_path: Path
+) -> None:
+    data = str(tmp_path / "data")
+    write_random_survey(data, 100)
+    others = ("scontrol", "update", "NodeName=n2,n3")
+    cluster.slurm(*others, "State=DRAIN", "Reason=test")
+    try:
+        training = Training(cluster, "fewer", f"{TWO_NODES}min_nodes: 1\n", data, tmp_path, tracking)
+        assert cluster.wait_for_state("fewer", "running")["nodes"] == ["n1"]
+        cluster.wait_for_state("fewer", "succeeded")
+    finally:
+        cluster.slurm(*others, "State=RESUME")
+    assert event(training.run, "started")[0]["world_size"] == 1
+    assert event(training.run, "finished")
