@@ -38,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     start_parser = commands.add_parser("start", help="start, wait until it answers, print its URI")
     start_parser.add_argument("folder", type=Path)
     start_parser.add_argument("--port", type=int, default=0, help="0: the port of the last start, else any free one")
-    start_parser.add_argument("--artifacts", help="where the server keeps artifacts (default: a folder in DIR)")
+    artifacts_help = "where the server keeps artifacts (default: where the last start kept them, else a folder in DIR)"
+    start_parser.add_argument("--artifacts", help=artifacts_help)
     start_parser.add_argument("--auth", action="store_true", help="ask for a login; a folder with logins always does")
     start_parser.add_argument("--foreground", action="store_true", help="stay until the server ends")
     stop_parser = commands.add_parser("stop", help="stop the server of a folder")
@@ -70,6 +71,7 @@ def start(server: ServerProcess, port: int, artifacts: str | None, auth: bool) -
     """Start the server in the background; returns its tracking URI."""
     server.claim()
     port = port or server.state().get("port") or free_ports(1)[0]
+    artifacts = artifacts or server.state().get("artifacts") or (server.folder / "artifacts").as_uri()
     uri = f"http://{HOST}:{port}"
     environment = {
         DATABASE: _database(server.folder),
@@ -80,7 +82,7 @@ def start(server: ServerProcess, port: int, artifacts: str | None, auth: bool) -
         environment["MLFLOW_S3_ENDPOINT_URL"] = os.environ["AWS_ENDPOINT_URL"]
     logins = Logins(server.folder)
     # MLflow itself would start without them, and fail at the first artifact, or at the first login.
-    if artifacts and artifacts.startswith("s3://"):
+    if artifacts.startswith("s3://"):
         _require("boto3", "artifacts in S3")
     if auth or logins.exist:
         _require("flask_wtf", "logins")
@@ -93,12 +95,12 @@ def start(server: ServerProcess, port: int, artifacts: str | None, auth: bool) -
     server.start(
         [
             *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
-            *("--serve-artifacts", "--artifacts-destination", artifacts or (server.folder / "artifacts").as_uri()),
+            *("--serve-artifacts", "--artifacts-destination", artifacts),
             *app,
         ],
         port,
         lambda: _answers(uri),
-        {"uri": uri, "port": port},
+        {"uri": uri, "port": port, "artifacts": artifacts},
         environment,
         private=True,
     )

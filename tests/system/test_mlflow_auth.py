@@ -135,9 +135,13 @@ def test_the_doctor_sees_whether_the_login_is_right(server: GuardedServer, monke
 def test_logins_stay_and_are_their_owners_alone(server: GuardedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = {path.name: path.read_text() for path in server.folder.glob("mlflow-*.env")}
     assert set(kept) == {"mlflow-admin.env", "mlflow-trainer.env", "mlflow-reader.env"}
+    trainer = client(server.login("trainer"), monkeypatch)
+    run_id = trainer.create_run(trainer.create_experiment("restarted")).info.run_id
+    trainer.log_text(run_id, "kept", "note.txt")
     run_ops("mlflow_server.py", "stop", server.folder)
-    # Without --auth: a folder with logins must not be thrown open by a word that somebody forgot.
-    run_ops("mlflow_server.py", "start", server.folder, "--artifacts", server.artifacts)
+    # A folder with logins must not be thrown open, nor its artifacts be lost, by words that somebody forgot.
+    run_ops("mlflow_server.py", "start", server.folder)
+    assert [stored.path for stored in trainer.list_artifacts(run_id)] == ["note.txt"]
     assert {path.name: path.read_text() for path in server.folder.glob("mlflow-*.env")} == kept
     for path in server.folder.glob("mlflow*"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
