@@ -221,7 +221,8 @@ AMOUNTS = {
     "priority": st.sampled_from(["low", "normal", "high"]),
     "nodes": st.sampled_from([1, 2, 4]),
     "gpus_per_node": st.sampled_from([0, 1]),
-    "time_limit": st.integers(1, 10_000).map(lambda minutes: f"{minutes} min"),
+    # Longer than the notice before it, which Slurm wants.
+    "time_limit": st.integers(2, 10_000).map(lambda minutes: f"{minutes} min"),
     "max_restarts": st.integers(0, 1000),
 }
 
