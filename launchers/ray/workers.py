@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -22,6 +24,9 @@ from launchers.ray import ENDS_WITH_RUN
 
 # How often a run with fewer workers than it could have looks for room: each growth costs a restart.
 _RESIZE_CHECK_S = 30.0
+# For a head that is being started again.
+_HEAD_S = 30.0
+_CONNECT_S = 5.0
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # How often the controller looks at its workers; the default of 2 s adds to every restart.
@@ -160,6 +165,8 @@ def _cluster(config: RunConfig) -> Iterator[bool]:
     import ray
 
     address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _find_head(address)
     try:
         ray.init(
             address=address,
@@ -173,6 +180,27 @@ def _cluster(config: RunConfig) -> Iterator[bool]:
         yield not address or os.environ.get(ENDS_WITH_RUN) == "1"
     finally:
         ray.shutdown()
+
+
+def _find_head(address: str) -> None:
+    """Return when something listens there: Ray itself would look for more than three minutes.
+
+    Raises:
+        ConfigError: nothing does.
+    """
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdigit():
+        return
+    deadline = time.monotonic() + _HEAD_S
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                mend = f"No Ray cluster answers there ({error}): start it, or unset it."
+                raise ConfigError("RAY_ADDRESS", address, mend) from error
+        time.sleep(1)
 
 
 def _local_cluster(workers: int) -> dict[str, Any]:
