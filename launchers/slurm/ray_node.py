@@ -10,8 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
-from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
@@ -42,9 +42,7 @@ class RayNode:
     """
 
     def __init__(self, settings: list[str], address: str, slots: int, gpus: int) -> None:
-        # Not the job's folder: the path of a socket may have 107 characters.
-        self._folder = Path(f"/tmp/astroclip-{os.environ['SLURM_JOB_ID']}-{os.environ['SLURMD_NODENAME']}"[:50])
-        node = [f"--node-ip-address={address}", f"--num-cpus={slots}", f"--temp-dir={self._folder}"]
+        node = [f"--node-ip-address={address}", f"--num-cpus={slots}"]
         gpu = [f"--num-gpus={gpus}"] if gpus else []
         start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
         self._command = [*start, *_PORTS, *node, *gpu, *settings]
@@ -78,8 +76,11 @@ class RayNode:
     def _start(self) -> None:
         """Return when Ray runs, or cannot."""
         self._lines, self._ended = [], False
+        # Not the job's folder: the path of a socket may have 107 characters. Ray lets everybody write into its own one.
+        self._folder = tempfile.mkdtemp(prefix=f"astroclip-{os.environ['SLURM_JOB_ID']}-", dir="/tmp")
+        command = [*self._command, f"--temp-dir={self._folder}/ray"]
         self._process = subprocess.Popen(
-            self._command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL
         )
         reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
         reader.start()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import signal
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -170,7 +171,12 @@ def test_a_training_that_may_have_fewer_nodes_runs_on_those_that_are_free(
     try:
         training = Training(cluster, "fewer", f"{TWO_NODES}min_nodes: 1\n", data, tmp_path, tracking)
         assert cluster.wait_for_state("fewer", "running")["nodes"] == ["n1"]
+        cluster.wait_for_log("fewer", "step 1/30")
+        # Ray's sockets are nobody else's, and go with the job.
+        folders = list(Path("/tmp").glob(f"astroclip-{cluster.id_of('fewer')}-*"))
+        assert {stat.S_IMODE(folder.stat().st_mode) for folder in folders} == {0o700}
         cluster.wait_for_state("fewer", "succeeded")
+        assert not any(folder.exists() for folder in folders)
     finally:
         cluster.slurm(*others, "State=RESUME")
     assert event(training.run, "started")[0]["world_size"] == 1
