@@ -43,8 +43,10 @@ def register(store: Store, config: RunConfig) -> bool:
     try:
         store.put(RUN_FILE, text.encode(), create_only=True)
     except FileExistsError:
-        _refuse_other(store, read_run_config(store), config)
-        store.put(RUN_FILE, text.encode())
+        old = read_run_config(store)
+        _refuse_other(store, old, config)
+        if config != old:
+            store.put(RUN_FILE, text.encode())
         return True
     return False
 
