@@ -215,8 +215,11 @@ def test_a_run_waits_for_room_without_work_and_a_killed_one_finds_its_own(short:
         before = sum(waiting.cpu_times()[:2])
         time.sleep(5)
         assert sum(waiting.cpu_times()[:2]) - before < 0.5
+        desk.jobs("cancel", "second")
+        assert "left while the run had no workers" in desk.jobs("logs", "second")
+        desk.jobs("submit", tmp_path / "second/second.yaml")
 
-        command, _ = _of_node(short, "astroclip_dist.cli train")
+        command, *_ = _of_node(short, "astroclip_dist.cli train")
         command.kill()
         while not event(runs["first"], "resumed"):
             assert time.monotonic() < deadline
