@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,6 +13,7 @@ from astroclip_dist.config.engine import DeepSpeedEngine
 from astroclip_dist.config.load import merge, parse_override, parse_yaml
 from astroclip_dist.config.objective import ClipAlignment
 from astroclip_dist.config.strict import validated
+from astroclip_dist.machine_limits import usable_cores
 from astroclip_dist.train.dry_run.allocations import ACTIVATIONS
 from astroclip_dist.train.dry_run.forecast import Forecast, Layouts, forecast
 from astroclip_dist.train.dry_run.zero import zero_states
@@ -83,7 +83,7 @@ def needs_by_engine(config: RunConfig, layouts: Layouts) -> list[Need]:
     # One dry run serves all stages of ZeRO: they hold other states, and the same activations.
     traced = [override for override in overrides if override not in zero] + ([] if own_zero else zero[:1])
     configs = [changed(config, [override]) for override in traced]
-    if (os.cpu_count() or 1) > 1:
+    if usable_cores() >= 2:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as beside:
             others = beside.submit(_forecasts, configs, layouts)
             own = memory_of(config, layouts)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from astroclip_dist.cli import main
 from astroclip_dist.config import RunConfig, dump_config
 from astroclip_dist.config.schedule import RunSteps
-from astroclip_dist.plan import verdict
+from astroclip_dist.plan import memory, verdict
 from astroclip_dist.plan.lengths import layouts_of
 from astroclip_dist.plan.memory import Need, changed, engine_name, memory_of, need_of, needs_by_engine
 from astroclip_dist.plan.storage import saves_of
@@ -32,7 +31,7 @@ BF16 = "{name: ddp, precision: bf16}"
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another one would import torch anew."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(memory, "usable_cores", lambda: 1.0)
 
 
 @pytest.mark.usefixtures("in_this_process")
