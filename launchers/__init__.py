@@ -39,8 +39,8 @@ def launch(config: RunConfig) -> int:
     """
     # Imported here: the processes that keep watch over this machine's jobs import this package, one a job, and stay
     # small.
-    from astroclip_dist.data.dataset import Dataset
-    from astroclip_dist.data.mixture import order_of
+    from astroclip_dist.data.ordering.mixture import order_of
+    from astroclip_dist.data.stored.dataset import Dataset
     from astroclip_dist.runs.sending import end_tracking
     from astroclip_dist.store import Store
     from astroclip_dist.train.holding import hold, stop_at_once

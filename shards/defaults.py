@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from astroclip_dist.data.manifest import Split
+    from astroclip_dist.data.stored.manifest import Split
 
 # Some 680 MB with images of 152 px: large enough for object storage, small enough to hold two windows in memory.
 SAMPLES_PER_SHARD = 2000

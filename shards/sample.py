@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.errors import DataError
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_+-]+")

@@ -11,7 +11,7 @@ from astroclip_dist.errors import DataError
 
 # Every `astroclip` command imports this table: what only types need must not slow it.
 if TYPE_CHECKING:
-    from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
+    from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
     from shards.sample import Sample
     from shards.stored_sample import StoredSample
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from astroclip_dist.data.manifest import MANIFEST_NAME, seal
+from astroclip_dist.data.stored.manifest import MANIFEST_NAME, seal
 
 
 def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:

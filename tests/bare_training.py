@@ -9,10 +9,10 @@ import torch.distributed as dist
 
 from astroclip_dist.config import RunConfig, parse_config
 from astroclip_dist.config.schedule import RunSteps
-from astroclip_dist.data.dataset import Dataset
-from astroclip_dist.data.mixture import order_of
-from astroclip_dist.data.order import Cursor
-from astroclip_dist.data.stream import Batch, Stream
+from astroclip_dist.data.ordering.mixture import order_of
+from astroclip_dist.data.ordering.order import Cursor
+from astroclip_dist.data.stored.dataset import Dataset
+from astroclip_dist.data.streaming.stream import Batch, Stream
 from astroclip_dist.objectives import Objective, build_objective
 from astroclip_dist.parallel.engines import Engine, StepRates, build_engine
 from astroclip_dist.parallel.process_group import Ranks

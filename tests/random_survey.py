@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 
-from astroclip_dist.data.manifest import ImageLayout, Manifest, SpectrumLayout, Split
+from astroclip_dist.data.stored.manifest import ImageLayout, Manifest, SpectrumLayout, Split
 from shards.sample import Sample
 from shards.writing.writer import ShardWriter
 

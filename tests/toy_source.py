@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.errors import DataError
 from shards.sample import Sample
 from tests.random_survey import IMAGE, SPECTRUM, random_sample

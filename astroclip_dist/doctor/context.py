@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from astroclip_dist.config import RunConfig, load_config
-from astroclip_dist.data.manifest import MANIFEST_NAME
+from astroclip_dist.data.stored.manifest import MANIFEST_NAME
 from astroclip_dist.errors import ConfigError
 from astroclip_dist.store import normalize_url
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import NamedTuple
 from uuid import uuid4
 
-from astroclip_dist.data.manifest import MANIFEST_NAME, Manifest, read_manifest
+from astroclip_dist.data.stored.manifest import MANIFEST_NAME, Manifest, read_manifest
 from astroclip_dist.doctor.context import Context
 from astroclip_dist.doctor.findings import Finding, Values, fine, problem, warning
 from astroclip_dist.errors import StorageError, UserError

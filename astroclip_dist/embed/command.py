@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from astroclip_dist.data.manifest import SPLITS
+from astroclip_dist.data.stored.manifest import SPLITS
 from astroclip_dist.embed.table import MODALITIES, EmbeddingFolder
 from astroclip_dist.errors import ConfigError
 

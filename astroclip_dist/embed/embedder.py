@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from astroclip_dist.config.model import ImageEncoder, SpectrumEncoder
 from astroclip_dist.config.objective import ClipAlignment, ImageDino, MaskedSpectrum, Objective
-from astroclip_dist.data.dataset import Dataset
+from astroclip_dist.data.stored.dataset import Dataset
 from astroclip_dist.embed.table import MODALITIES, Modality
 from astroclip_dist.errors import DataError
 from astroclip_dist.models.image_encoder import ImageTransformer

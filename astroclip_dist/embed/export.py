@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from astroclip_dist.config import RunConfig
-from astroclip_dist.data.dataset import Dataset, Shard
-from astroclip_dist.data.filling import read_samples
-from astroclip_dist.data.manifest import Split
-from astroclip_dist.data.order import Piece
-from astroclip_dist.data.reader import load_piece
+from astroclip_dist.data.ordering.order import Piece
+from astroclip_dist.data.reading.reader import load_piece
+from astroclip_dist.data.stored.dataset import Dataset, Shard
+from astroclip_dist.data.stored.manifest import Split
+from astroclip_dist.data.streaming.filling import read_samples
 from astroclip_dist.embed.embedder import Embedder, load_embedder
 from astroclip_dist.embed.table import (
     MANIFEST_NAME,

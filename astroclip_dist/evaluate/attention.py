@@ -18,8 +18,8 @@ from torch import Tensor
 
 from astroclip_dist.config.model import ImageEncoder, SpectrumEncoder
 from astroclip_dist.config.objective import ClipAlignment, ImageDino
-from astroclip_dist.data.images import centre_crop
-from astroclip_dist.data.rgb import to_rgb
+from astroclip_dist.data.preprocessing.images import centre_crop
+from astroclip_dist.data.preprocessing.rgb import to_rgb
 from astroclip_dist.errors import ConfigError
 from astroclip_dist.evaluate.examples import Examples, read_examples
 from astroclip_dist.evaluate.figures import STYLE

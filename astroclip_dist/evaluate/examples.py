@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from astroclip_dist.data.batch_memory import BatchMemory
-from astroclip_dist.data.dataset import Dataset, Shard
-from astroclip_dist.data.filling import BatchArrays
-from astroclip_dist.data.index import ShardIndex
-from astroclip_dist.data.manifest import SPLITS, ImageLayout, SpectrumLayout, Split, key_hash
-from astroclip_dist.data.order import Piece
-from astroclip_dist.data.reader import load_piece
+from astroclip_dist.data.ordering.order import Piece
+from astroclip_dist.data.reading.reader import load_piece
+from astroclip_dist.data.stored.dataset import Dataset, Shard
+from astroclip_dist.data.stored.index import ShardIndex
+from astroclip_dist.data.stored.manifest import SPLITS, ImageLayout, SpectrumLayout, Split, key_hash
+from astroclip_dist.data.streaming.batch_memory import BatchMemory
+from astroclip_dist.data.streaming.filling import BatchArrays
 from astroclip_dist.errors import DataError
 
 _HELD_OUT_FIRST: tuple[Split, ...] = ("test", "val", "train")

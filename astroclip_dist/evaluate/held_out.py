@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from astroclip_dist.data.manifest import key_hash
+from astroclip_dist.data.stored.manifest import key_hash
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from astroclip_dist.data.lookup import SampleLookup
-from astroclip_dist.data.manifest import SpectrumLayout
-from astroclip_dist.data.rgb import to_rgb
+from astroclip_dist.data.preprocessing.rgb import to_rgb
+from astroclip_dist.data.reading.lookup import SampleLookup
+from astroclip_dist.data.stored.manifest import SpectrumLayout
 from astroclip_dist.embed.search import top_k
 from astroclip_dist.embed.table import MODALITIES, EmbeddingTable, Modality
 from astroclip_dist.evaluate.figures import COLOURS, STYLE

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from astroclip_dist.config.objective import MaskedSpectrum
 from astroclip_dist.data.draws import stream_key
-from astroclip_dist.data.joining import join_slices, mean_and_std
-from astroclip_dist.data.manifest import SpectrumLayout
 from astroclip_dist.data.masking.segments import segment_masks
+from astroclip_dist.data.preprocessing.joining import join_slices, mean_and_std
+from astroclip_dist.data.stored.manifest import SpectrumLayout
 from astroclip_dist.errors import ConfigError
 from astroclip_dist.evaluate.examples import Examples, read_examples
 from astroclip_dist.evaluate.figures import COLOURS, STYLE

@@ -13,7 +13,7 @@ import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
-from astroclip_dist.data.lookup import SampleLookup
+from astroclip_dist.data.reading.lookup import SampleLookup
 from astroclip_dist.embed.table import EmbeddingTable
 from astroclip_dist.errors import DataError, StorageError, UserError
 from astroclip_dist.evaluate.figures import draw_loss, draw_map, draw_properties, draw_redshifts, to_png

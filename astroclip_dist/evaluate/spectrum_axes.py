@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from astroclip_dist.data.manifest import SpectrumLayout
+from astroclip_dist.data.stored.manifest import SpectrumLayout
 
 INK, FAINT = "#374151", "#b4bac4"
 FLUX_LABEL = "flux [1e-17 erg/s/cm²/Å]"

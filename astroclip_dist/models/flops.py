@@ -20,7 +20,7 @@ from astroclip_dist.config.model import (
     TransformerSize,
 )
 from astroclip_dist.config.objective import ClipAlignment, ImageDino, MaskedSpectrum
-from astroclip_dist.data.spectra import num_tokens
+from astroclip_dist.data.preprocessing.spectra import num_tokens
 
 
 @dataclass(frozen=True)

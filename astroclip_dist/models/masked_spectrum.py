@@ -10,7 +10,7 @@ from astroclip_dist.models.spectrum_encoder import SpectrumTransformer
 
 
 class MaskedSpectrumModel(nn.Module):
-    """Predicts the tokens of ``data.spectra.slice_spectra`` from those of them that are not masked."""
+    """Predicts the tokens of ``data.preprocessing.spectra.slice_spectra`` from those of them that are not masked."""
 
     def __init__(self, config: SpectrumEncoder, size: int) -> None:
         """``size``: bins of a spectrum."""

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from astroclip_dist.config.model import SpectrumEncoder
-from astroclip_dist.data.spectra import num_tokens
+from astroclip_dist.data.preprocessing.spectra import num_tokens
 from astroclip_dist.models.initial import Rule, truncated_normal
 from astroclip_dist.models.sequences import pack
 from astroclip_dist.models.transformer import Block
 
 
 class SpectrumTransformer(nn.Module):
-    """(n, tokens, slice_size + 2) from ``data.spectra.slice_spectra`` to (n, tokens, width); with ``class_token`` one
-    token more, in front."""
+    """(n, tokens, slice_size + 2) from ``data.preprocessing.spectra.slice_spectra`` to (n, tokens, width); with
+    ``class_token`` one token more, in front."""
 
     def __init__(self, config: SpectrumEncoder, size: int) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from astroclip_dist.config.objective import ClipAlignment
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.models.attention_pool import AttentionPool
 from astroclip_dist.models.image_encoder import ImageTransformer
 from astroclip_dist.models.initial import Rule, constant

@@ -7,7 +7,7 @@ import torch
 from astroclip_dist.config import RunConfig
 from astroclip_dist.config.objective import ImageDino, MaskedSpectrum
 from astroclip_dist.config.schedule import RunSteps
-from astroclip_dist.data.dataset import Dataset
+from astroclip_dist.data.stored.dataset import Dataset
 from astroclip_dist.objectives.base import Objective, Setting
 
 _MEMBERS = ("image", "spectrum", "ivar")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from astroclip_dist.config import RunConfig
 from astroclip_dist.config.model import SpectrumEncoder
 from astroclip_dist.config.schedule import RunSteps
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
-from astroclip_dist.data.stream import Batch
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
+from astroclip_dist.data.streaming.stream import Batch
 from astroclip_dist.errors import ConfigError, DataError
 from astroclip_dist.parallel.engines import Engine
 

@@ -14,10 +14,10 @@ from astroclip_dist.config.augmentation import ViewRecipe
 from astroclip_dist.config.objective import ClipAlignment
 from astroclip_dist.data.augment import augment
 from astroclip_dist.data.augment.draws import to_device
-from astroclip_dist.data.batch_memory import BatchMemory
 from astroclip_dist.data.draws import stream_key
-from astroclip_dist.data.images import stretch
-from astroclip_dist.data.stream import Batch
+from astroclip_dist.data.preprocessing.images import stretch
+from astroclip_dist.data.streaming.batch_memory import BatchMemory
+from astroclip_dist.data.streaming.stream import Batch
 from astroclip_dist.models.two_tower import TwoTower
 from astroclip_dist.objectives.base import Objective, Setting
 from astroclip_dist.objectives.inputs import spectrum_tokens

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from astroclip_dist.config.model import ImageEncoder, SpectrumEncoder
-from astroclip_dist.data.images import centre_crop, stretch
-from astroclip_dist.data.spectra import slice_spectra
+from astroclip_dist.data.preprocessing.images import centre_crop, stretch
+from astroclip_dist.data.preprocessing.spectra import slice_spectra
 from astroclip_dist.errors import DataError
 
 

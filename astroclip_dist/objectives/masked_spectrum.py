@@ -12,10 +12,10 @@ from torch import Tensor
 from astroclip_dist.config.objective import MaskedSpectrum
 from astroclip_dist.data.augment.draws import to_device
 from astroclip_dist.data.draws import stream_key
-from astroclip_dist.data.joining import mean_and_std
 from astroclip_dist.data.masking.segments import segment_masks
-from astroclip_dist.data.spectra import num_tokens
-from astroclip_dist.data.stream import Batch
+from astroclip_dist.data.preprocessing.joining import mean_and_std
+from astroclip_dist.data.preprocessing.spectra import num_tokens
+from astroclip_dist.data.streaming.stream import Batch
 from astroclip_dist.models.masked_spectrum import MaskedSpectrumModel, mask_tokens
 from astroclip_dist.objectives.base import Objective, Setting
 from astroclip_dist.objectives.inputs import spectrum_tokens

@@ -11,10 +11,10 @@ import numpy as np
 
 from astroclip_dist.config import RunConfig
 from astroclip_dist.config.schedule import RunSteps
-from astroclip_dist.data.dataset import Dataset
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
-from astroclip_dist.data.mixture import order_of
-from astroclip_dist.data.room import check_memory
+from astroclip_dist.data.ordering.mixture import order_of
+from astroclip_dist.data.stored.dataset import Dataset
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
+from astroclip_dist.data.streaming.room import check_memory
 from astroclip_dist.errors import ConfigError, UserError
 from astroclip_dist.plan.assumptions import Assumptions
 from astroclip_dist.train.dry_run.forecast import Layouts

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from astroclip_dist.config import RunConfig
-from astroclip_dist.data.order import Cursor
-from astroclip_dist.data.quarantine import BadData
+from astroclip_dist.data.ordering.order import Cursor
+from astroclip_dist.data.reading.quarantine import BadData
 from astroclip_dist.errors import UserError
 from astroclip_dist.parallel import phase
 from astroclip_dist.parallel.process_group import Ranks

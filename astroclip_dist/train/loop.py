@@ -13,10 +13,10 @@ from torch import Tensor
 
 from astroclip_dist.config import RunConfig
 from astroclip_dist.config.schedule import RunSteps
-from astroclip_dist.data.dataset import Dataset
-from astroclip_dist.data.mixture import SampleOrder, order_of
-from astroclip_dist.data.quarantine import BadData
-from astroclip_dist.data.stream import Batch, Stream
+from astroclip_dist.data.ordering.mixture import SampleOrder, order_of
+from astroclip_dist.data.reading.quarantine import BadData
+from astroclip_dist.data.stored.dataset import Dataset
+from astroclip_dist.data.streaming.stream import Batch, Stream
 from astroclip_dist.models.flops import sample_flops
 from astroclip_dist.objectives import Objective, build_objective
 from astroclip_dist.parallel import phase

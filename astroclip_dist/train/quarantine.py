@@ -6,7 +6,7 @@ import logging
 
 import torch.distributed as dist
 
-from astroclip_dist.data.quarantine import BadData, Quarantine
+from astroclip_dist.data.reading.quarantine import BadData, Quarantine
 from astroclip_dist.errors import DataError
 from astroclip_dist.parallel.process_group import Ranks
 from astroclip_dist.store import MissingObjectError, Store

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 import astroclip_dist
-from astroclip_dist.data.manifest import MANIFEST_NAME, Manifest, Split, read_manifest
+from astroclip_dist.data.stored.manifest import MANIFEST_NAME, Manifest, Split, read_manifest
 from astroclip_dist.errors import DataError, StorageError
 from astroclip_dist.progress import with_progress
 from astroclip_dist.store import Store

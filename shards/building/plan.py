@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, TextIO
 
 import numpy as np
 
-from astroclip_dist.data.manifest import SPLITS, Split
+from astroclip_dist.data.stored.manifest import SPLITS, Split
 from astroclip_dist.errors import DataError
 from astroclip_dist.progress import with_progress
 from shards.source import Origin
@@ -150,7 +150,7 @@ class Plan:
 
 
 def split_places(hashes: np.ndarray, fractions: dict[Split, float]) -> np.ndarray:
-    """The splits of many galaxies, as :func:`astroclip_dist.data.manifest.split_of` says, to the last bit.
+    """The splits of many galaxies, as :func:`astroclip_dist.data.stored.manifest.split_of` says, to the last bit.
 
     Args:
         hashes: (n,) uint64 of their keys.

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from astroclip_dist.data.manifest import ShardEntry
+from astroclip_dist.data.stored.manifest import ShardEntry
 from astroclip_dist.errors import DataError
 from astroclip_dist.store import MissingObjectError, Store
 from shards.writing.band_moments import BandMoments

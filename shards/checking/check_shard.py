@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from isal import isal_zlib
 
-from astroclip_dist.data.index import ARRAY_MEMBERS, MEMBERS, ShardIndex, decode_index
-from astroclip_dist.data.manifest import ShardEntry, Split, split_of
+from astroclip_dist.data.stored.index import ARRAY_MEMBERS, MEMBERS, ShardIndex, decode_index
+from astroclip_dist.data.stored.manifest import ShardEntry, Split, split_of
 from astroclip_dist.errors import DataError
 from astroclip_dist.store import MissingObjectError, Store
 from shards.checking.hashing_reader import TAR_BUFFER_BYTES, HashingReader

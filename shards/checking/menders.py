@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from astroclip_dist.data.manifest import Manifest, ShardEntry, read_manifest
+from astroclip_dist.data.stored.manifest import Manifest, ShardEntry, read_manifest
 from astroclip_dist.errors import DataError
 from astroclip_dist.progress import with_progress
 from astroclip_dist.store import MissingObjectError, Store

@@ -14,8 +14,8 @@ from typing import TextIO
 
 from isal import isal_zlib
 
-from astroclip_dist.data.index import MEMBERS, encode_index
-from astroclip_dist.data.manifest import Manifest, ShardEntry, read_manifest
+from astroclip_dist.data.stored.index import MEMBERS, encode_index
+from astroclip_dist.data.stored.manifest import Manifest, ShardEntry, read_manifest
 from astroclip_dist.store import Store
 from shards.building.executors import Workers
 from shards.checking.hashing_reader import TAR_BUFFER_BYTES, HashingReader

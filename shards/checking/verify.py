@@ -10,8 +10,8 @@ from typing import TextIO
 
 import numpy as np
 
-from astroclip_dist.data.index import decode_index
-from astroclip_dist.data.manifest import Manifest, ShardEntry, read_manifest
+from astroclip_dist.data.stored.index import decode_index
+from astroclip_dist.data.stored.manifest import Manifest, ShardEntry, read_manifest
 from astroclip_dist.progress import with_progress
 from astroclip_dist.store import Store
 from shards.building.executors import Workers

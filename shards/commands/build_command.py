@@ -11,7 +11,7 @@ from shards.source import SOURCES, source_class
 
 # What builds is imported when it runs: every `astroclip` command makes this parser first.
 if TYPE_CHECKING:
-    from astroclip_dist.data.manifest import Split
+    from astroclip_dist.data.stored.manifest import Split
     from shards.building.executors import Workers
     from shards.source import Origin
 

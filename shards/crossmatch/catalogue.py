@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from isal import isal_zlib
 
-from astroclip_dist.data.dataset import Dataset, Shard
-from astroclip_dist.data.index import ShardIndex
-from astroclip_dist.data.manifest import SPLITS
+from astroclip_dist.data.stored.dataset import Dataset, Shard
+from astroclip_dist.data.stored.index import ShardIndex
+from astroclip_dist.data.stored.manifest import SPLITS
 from astroclip_dist.errors import DataError
 from astroclip_dist.progress import with_progress
 from shards.crossmatch.files import put_file

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from astroclip_dist.data.manifest import ImageLayout
+from astroclip_dist.data.stored.manifest import ImageLayout
 from astroclip_dist.errors import DataError
 from shards.grids.overlap import overlap_lengths
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from astroclip_dist.data.manifest import SpectrumLayout
+from astroclip_dist.data.stored.manifest import SpectrumLayout
 from astroclip_dist.errors import DataError
 from shards.grids.overlap import overlap_lengths
 

@@ -6,7 +6,7 @@ import argparse
 
 import numpy as np
 
-from astroclip_dist.data.manifest import ImageLayout
+from astroclip_dist.data.stored.manifest import ImageLayout
 from astroclip_dist.errors import DataError
 
 

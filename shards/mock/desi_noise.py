@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 
-from astroclip_dist.data.manifest import SpectrumLayout
+from astroclip_dist.data.stored.manifest import SpectrumLayout
 
 _LAYOUT = SpectrumLayout()
 WAVELENGTH = _LAYOUT.start_angstrom + _LAYOUT.step_angstrom * np.arange(_LAYOUT.size)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import galsim
 import numpy as np
 
-from astroclip_dist.data.manifest import ImageLayout
+from astroclip_dist.data.stored.manifest import ImageLayout
 from shards.mock.attenuation import calzetti
 from shards.mock.disc_maps import DiscMaps, make_disc_maps
 from shards.mock.photometry import Region, effective_wavelengths

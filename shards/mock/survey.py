@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.errors import ConfigError, DataError
 from shards.mock.galaxy import BRIGHT_LIMIT, FAINT_LIMIT, galaxy_key, make_galaxy
 from shards.mock.stellar_grids import GridName, load_stellar_grid

@@ -10,8 +10,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
-from astroclip_dist.data.rgb import to_rgb
+from astroclip_dist.data.preprocessing.rgb import to_rgb
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
 from shards.grids.spectra_grid import wavelengths
 from shards.sample import Sample
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from astroclip_dist.data.manifest import SPLITS, Manifest, read_manifest
+from astroclip_dist.data.stored.manifest import SPLITS, Manifest, read_manifest
 from astroclip_dist.store import Store
 from shards.showing.contact_sheet import GALAXIES_ON_SHEET, draw_contact_sheet
 from shards.stored.reading import first_samples

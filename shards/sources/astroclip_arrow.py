@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.errors import DataError
 from shards.sample import Sample
 from shards.sources.arrow_file import ArrowFile, find_arrow_files, nested_values

@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 from astropy.io import fits
 
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.errors import DataError
 from shards.grids.spectra_grid import Arm, coadd
 from shards.sample import Sample

@@ -15,9 +15,9 @@ from typing import Any, Literal, NamedTuple, Self
 
 import pyarrow as pa
 
-from astroclip_dist.data.dataset import Shard
-from astroclip_dist.data.index import ShardIndex
-from astroclip_dist.data.manifest import ImageLayout, Manifest, SpectrumLayout, read_manifest
+from astroclip_dist.data.stored.dataset import Shard
+from astroclip_dist.data.stored.index import ShardIndex
+from astroclip_dist.data.stored.manifest import ImageLayout, Manifest, SpectrumLayout, read_manifest
 from astroclip_dist.errors import DataError
 from astroclip_dist.store import Store
 from shards.crossmatch.match_table import MatchTable

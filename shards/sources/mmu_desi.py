@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from astroclip_dist.data.manifest import SpectrumLayout
+from astroclip_dist.data.stored.manifest import SpectrumLayout
 from astroclip_dist.errors import DataError
 from shards.grids.spectra_grid import Arm, coadd, wavelengths
 from shards.sample import Sample

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from astroclip_dist.data.manifest import ImageLayout
-from astroclip_dist.data.rgb import from_rgb
+from astroclip_dist.data.preprocessing.rgb import from_rgb
+from astroclip_dist.data.stored.manifest import ImageLayout
 from astroclip_dist.errors import DataError
 from shards.grids.image_grid import resample_image
 from shards.sample import Sample
@@ -33,9 +33,9 @@ class MmuGz10(MmuSource):
     """The source ``mmu-gz10``: images without spectrum, with ``gz10_label`` 0 to 9.
 
     The colours are inverted to nanomaggies as if they had the Legacy Survey viewer's stretch
-    (:func:`astroclip_dist.data.rgb.from_rgb`); the data set does not say which they have, so the fluxes are right in
-    order only, and each sample says so with ``image_stretch``. The published ``object_id`` is the galaxy's row in the
-    one file of Galaxy10 DECaLS, which is final: the key is ``gz10-ROW``.
+    (:func:`astroclip_dist.data.preprocessing.rgb.from_rgb`); the data set does not say which they have, so the fluxes
+    are right in order only, and each sample says so with ``image_stretch``. The published ``object_id`` is the galaxy's
+    row in the one file of Galaxy10 DECaLS, which is final: the key is ``gz10-ROW``.
 
     Args:
         inputs: files or folders.

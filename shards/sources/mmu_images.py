@@ -14,7 +14,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from astroclip_dist.data.manifest import ImageLayout
+from astroclip_dist.data.stored.manifest import ImageLayout
 from astroclip_dist.errors import DataError
 from shards.grids.image_grid import resample_image
 from shards.grids.stored_image import add_dtype_argument, stored_image

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.errors import DataError
 from shards.sample import Sample
 from shards.sources.mmu_file import Form, Galaxy, list_parts, read_galaxies, read_identifiers

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
-from astroclip_dist.data.rgb import from_rgb
+from astroclip_dist.data.preprocessing.rgb import from_rgb
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.errors import DataError
 from shards.grids.image_grid import resample_image
 from shards.sample import Sample
@@ -49,10 +49,10 @@ class _Row:
 class Pairs:
     """The source ``pairs``: a sample for each row of a table, which is its one partition.
 
-    The Legacy Survey viewer's colours are inverted to flux (:func:`astroclip_dist.data.rgb.from_rgb`), which is exact
-    but for the 8 bits, the JPEG compression, and clipped pixels (a lower limit; ``image_clipped_fraction``). SDSS
-    JPEGs (i, r, g with another stretch) are inverted in the same way: their fluxes are right in order only, and their
-    samples say so with ``image_stretch``.
+    The Legacy Survey viewer's colours are inverted to flux (:func:`astroclip_dist.data.preprocessing.rgb.from_rgb`),
+    which is exact but for the 8 bits, the JPEG compression, and clipped pixels (a lower limit;
+    ``image_clipped_fraction``). SDSS JPEGs (i, r, g with another stretch) are inverted in the same way: their fluxes
+    are right in order only, and their samples say so with ``image_stretch``.
 
     Args:
         table: the CSV file.

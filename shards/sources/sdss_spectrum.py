@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from astroclip_dist.data.manifest import SpectrumLayout
+from astroclip_dist.data.stored.manifest import SpectrumLayout
 from astroclip_dist.errors import DataError
 from shards.grids.spectra_grid import Arm, coadd
 from shards.sources.fits_file import hdu_data, open_fits, table_column

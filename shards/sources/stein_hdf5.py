@@ -15,7 +15,7 @@ from typing import Any, Self
 import h5py
 import numpy as np
 
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.errors import DataError
 from shards.grids.stored_image import add_dtype_argument, stored_image
 from shards.sample import Sample

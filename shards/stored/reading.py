@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from isal import isal_zlib
 
-from astroclip_dist.data import npy
-from astroclip_dist.data.index import ARRAY_MEMBERS, MEMBERS, ShardIndex, decode_index
-from astroclip_dist.data.manifest import Manifest
+from astroclip_dist.data.stored import npy
+from astroclip_dist.data.stored.index import ARRAY_MEMBERS, MEMBERS, ShardIndex, decode_index
+from astroclip_dist.data.stored.manifest import Manifest
 from astroclip_dist.errors import DataError
 from astroclip_dist.store import Store
 from shards.sample import Sample

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from isal import isal_zlib
 
-from astroclip_dist.data.index import MEMBERS, ShardIndex, decode_index
-from astroclip_dist.data.manifest import ImageLayout, Manifest, ShardEntry, SpectrumLayout, Split, read_manifest
+from astroclip_dist.data.stored.index import MEMBERS, ShardIndex, decode_index
+from astroclip_dist.data.stored.manifest import ImageLayout, Manifest, ShardEntry, SpectrumLayout, Split, read_manifest
 from astroclip_dist.errors import ConfigError, DataError
 from astroclip_dist.store import Store
 from shards.layout import Layout

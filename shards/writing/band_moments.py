@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from astroclip_dist.data.manifest import BandStatistics
+from astroclip_dist.data.stored.manifest import BandStatistics
 
 
 class BandMoments(BaseModel):

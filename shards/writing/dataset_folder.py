@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import astroclip_dist
-from astroclip_dist.data.manifest import MANIFEST_NAME, SPLITS, Manifest, ShardEntry, Split, encode_manifest
+from astroclip_dist.data.stored.manifest import MANIFEST_NAME, SPLITS, Manifest, ShardEntry, Split, encode_manifest
 from astroclip_dist.errors import ConfigError, DataError, StorageError
 from astroclip_dist.store import Store
 from shards.defaults import SPLIT_FRACTIONS

@@ -15,7 +15,7 @@ from types import TracebackType
 import numpy as np
 from isal import isal_zlib
 
-from astroclip_dist.data.index import ARRAY_MEMBERS, MEMBERS, encode_index
+from astroclip_dist.data.stored.index import ARRAY_MEMBERS, MEMBERS, encode_index
 from astroclip_dist.errors import StorageError
 from shards.sample import Sample, encode_metadata
 from shards.stored_sample import StoredSample

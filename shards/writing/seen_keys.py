@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from astroclip_dist.data.manifest import key_hash
+from astroclip_dist.data.stored.manifest import key_hash
 
 # Keys of the longest sorted run (32 MB): merging never needs more beside what is kept.
 _LONGEST_RUN = 1 << 22

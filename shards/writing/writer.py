@@ -7,7 +7,7 @@ from types import TracebackType
 
 import numpy as np
 
-from astroclip_dist.data.manifest import (
+from astroclip_dist.data.stored.manifest import (
     ImageLayout,
     Manifest,
     ShardEntry,

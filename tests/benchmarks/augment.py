@@ -27,9 +27,9 @@ from astroclip_dist.config.augmentation import ViewRecipe
 from astroclip_dist.config.objective import ImageDino
 from astroclip_dist.data.augment import MultiCropPlan, augment, multi_crop, plan_of
 from astroclip_dist.data.augment.published import PIXEL_NOISE, PSF_SIGMA, ShiftedLognormal
-from astroclip_dist.data.batch_memory import BatchMemory
-from astroclip_dist.data.images import stretch
-from astroclip_dist.data.rgb import BAND_SCALES, OFFSET, Q
+from astroclip_dist.data.preprocessing.images import stretch
+from astroclip_dist.data.preprocessing.rgb import BAND_SCALES, OFFSET, Q
+from astroclip_dist.data.streaming.batch_memory import BatchMemory
 from tests.benchmarks.result import Result, Size, interleaved, paired_ratio, print_result, size_asked_for
 
 # images, repeats

@@ -27,9 +27,9 @@ from astroclip_dist.config import RunConfig
 from astroclip_dist.config.objective import ImageDino
 from astroclip_dist.config.schedule import RunSteps
 from astroclip_dist.config.strict import validated
-from astroclip_dist.data.manifest import ImageLayout, key_hash
-from astroclip_dist.data.order import Cursor
-from astroclip_dist.data.stream import Batch
+from astroclip_dist.data.ordering.order import Cursor
+from astroclip_dist.data.stored.manifest import ImageLayout, key_hash
+from astroclip_dist.data.streaming.stream import Batch
 from astroclip_dist.objectives import Setting, objective_of
 from astroclip_dist.objectives.dinov2.crops import Crops
 from astroclip_dist.parallel.engines import StepRates, build_engine

@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from astroclip_dist.config import RunConfig, parse_config
 from astroclip_dist.config.schedule import RunSteps
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.objectives import Setting, objective_of
 from astroclip_dist.parallel.engines import StepRates, build_engine
 from astroclip_dist.parallel.process_group import Ranks

@@ -27,13 +27,13 @@ from random import Random
 import numpy as np
 
 from astroclip_dist.config.run import Reading
-from astroclip_dist.data.dataset import Dataset
-from astroclip_dist.data.lookup import SampleLookup
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
-from astroclip_dist.data.mixture import order_of
-from astroclip_dist.data.order import Cursor
-from astroclip_dist.data.quarantine import Quarantine
-from astroclip_dist.data.stream import Stream
+from astroclip_dist.data.ordering.mixture import order_of
+from astroclip_dist.data.ordering.order import Cursor
+from astroclip_dist.data.reading.lookup import SampleLookup
+from astroclip_dist.data.reading.quarantine import Quarantine
+from astroclip_dist.data.stored.dataset import Dataset
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
+from astroclip_dist.data.streaming.stream import Stream
 from astroclip_dist.errors import UserError
 from shards.checking.verify import verify
 from shards.showing.info import describe

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from astroclip_dist.data.index import SCHEMA, encode_index
+from astroclip_dist.data.stored.index import SCHEMA, encode_index
 from tests.altered import agree, edit_manifest
 
 CANARY = "canary"

@@ -7,9 +7,10 @@ are held at once, still without looking at a byte. webdataset reads in the order
 
 Where the time goes, CPU microseconds a sample of 344 kB on one busy core: raw read 64, raw read into memory of a
 batch's size 75, the same in shuffled order 61, with crc32 67, the whole filling of a batch 97, and 202 with memory that
-is new to the process, whose page faults were most of the first version's time (see data/batch_memory.py). Taken: memory
-used again, one preadv a sample, fewer and larger tasks. Tried and not taken: copying from mmap (faster only while the
-mapping lives, slower mapped anew, and a truncated file ends the process), more threads, a shorter switch interval.
+is new to the process, whose page faults were most of the first version's time (see data/streaming/batch_memory.py).
+Taken: memory used again, one preadv a sample, fewer and larger tasks. Tried and not taken: copying from mmap (faster
+only while the mapping lives, slower mapped anew, and a truncated file ends the process), more threads, a shorter switch
+interval.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ import torch
 import webdataset
 
 from astroclip_dist.config.run import Reading
-from astroclip_dist.data.dataset import Dataset
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
-from astroclip_dist.data.order import Cursor, Order
-from astroclip_dist.data.stream import Stream
+from astroclip_dist.data.ordering.order import Cursor, Order
+from astroclip_dist.data.stored.dataset import Dataset
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
+from astroclip_dist.data.streaming.stream import Stream
 from tests.benchmarks.result import Result, Size, interleaved, paired_ratio, print_result, seconds, size_asked_for
 from tests.random_survey import write_random_survey
 

@@ -18,8 +18,10 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from astroclip_dist.data.dataset import Dataset
-from astroclip_dist.data.manifest import (
+from astroclip_dist.data.ordering.mixture import order_of
+from astroclip_dist.data.ordering.order import Cursor
+from astroclip_dist.data.stored.dataset import Dataset
+from astroclip_dist.data.stored.manifest import (
     MANIFEST_NAME,
     ImageLayout,
     Manifest,
@@ -27,9 +29,7 @@ from astroclip_dist.data.manifest import (
     SpectrumLayout,
     encode_manifest,
 )
-from astroclip_dist.data.mixture import order_of
-from astroclip_dist.data.order import Cursor
-from astroclip_dist.data.window import needs
+from astroclip_dist.data.streaming.window import needs
 from tests.benchmarks.result import Result, Size, print_result, size_asked_for
 
 SURVEY = 76_446_849

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import webdataset
 
-from astroclip_dist.data.dataset import Dataset
-from astroclip_dist.data.order import Cursor, Order
-from astroclip_dist.data.stream import Stream
+from astroclip_dist.data.ordering.order import Cursor, Order
+from astroclip_dist.data.stored.dataset import Dataset
+from astroclip_dist.data.streaming.stream import Stream
 from tests.benchmarks.result import Result, Size, interleaved, paired_ratio, print_result, seconds, size_asked_for
 from tests.random_survey import write_random_survey
 

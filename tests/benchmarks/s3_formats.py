@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.store import Store
 from shards.writing.writer import ShardWriter
 from tests.benchmarks.peers import without_unused_packages

@@ -37,9 +37,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from astroclip_dist.config.run import Reading
-from astroclip_dist.data.dataset import Dataset
-from astroclip_dist.data.order import Cursor, Order
-from astroclip_dist.data.stream import Stream
+from astroclip_dist.data.ordering.order import Cursor, Order
+from astroclip_dist.data.stored.dataset import Dataset
+from astroclip_dist.data.streaming.stream import Stream
 from tests.benchmarks.peers import without_unused_packages
 
 LANES = 2

@@ -22,7 +22,7 @@ from importlib import import_module
 import numpy as np
 
 from astroclip_dist.data.draws import permutation
-from astroclip_dist.data.order import Order
+from astroclip_dist.data.ordering.order import Order
 from tests.benchmarks.result import Result, Size, print_result, size_asked_for
 
 BATCH = 1024

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 from astroclip_dist.config import RunConfig, parse_config
-from astroclip_dist.data.stream import Batch
+from astroclip_dist.data.streaming.stream import Batch
 from astroclip_dist.parallel.engines import StepRates
 from astroclip_dist.parallel.process_group import join, leave
 from astroclip_dist.store import Store

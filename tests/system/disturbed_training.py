@@ -62,7 +62,7 @@ def magnify(loss: Any, **_: object) -> None:
 
 
 def in_data(do: Deed, call: int = 3) -> None:
-    from astroclip_dist.data.stream import Stream
+    from astroclip_dist.data.streaming.stream import Stream
 
     Stream.__next__ = _before(call, Stream.__next__, do)  # type: ignore[method-assign]
 

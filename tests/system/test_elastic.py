@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from astroclip_dist.config import load_config
-from astroclip_dist.data.dataset import Dataset
-from astroclip_dist.data.order import Cursor, Order
+from astroclip_dist.data.ordering.order import Cursor, Order
+from astroclip_dist.data.stored.dataset import Dataset
 from astroclip_dist.store import Store
 from astroclip_dist.train.mlflow_run import read_history
 from tests.random_survey import write_random_survey
@@ -27,7 +27,7 @@ import importlib.machinery, json, os, sys
 
 class Recorder:
     def find_spec(self, name, path, target=None):
-        if name != "astroclip_dist.data.stream":
+        if name != "astroclip_dist.data.streaming.stream":
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         execute = spec.loader.exec_module

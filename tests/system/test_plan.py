@@ -13,10 +13,10 @@ import pytest
 
 from astroclip_dist.cli import main
 from astroclip_dist.config import load_config
-from astroclip_dist.data.dataset import Dataset
-from astroclip_dist.data.mixture import order_of
-from astroclip_dist.data.order import Cursor
-from astroclip_dist.data.stream import Stream
+from astroclip_dist.data.ordering.mixture import order_of
+from astroclip_dist.data.ordering.order import Cursor
+from astroclip_dist.data.stored.dataset import Dataset
+from astroclip_dist.data.streaming.stream import Stream
 from astroclip_dist.plan.assumptions import Assumptions
 from astroclip_dist.plan.lengths import data_size, layouts_of, open_data, run_steps
 from astroclip_dist.plan.storage import reads_of

@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 
 from astroclip_dist.config.run import Cache, Reading
-from astroclip_dist.data import stream as stream_module
-from astroclip_dist.data.dataset import Dataset
-from astroclip_dist.data.mixture import order_of
-from astroclip_dist.data.order import Cursor
-from astroclip_dist.data.quarantine import Quarantine
-from astroclip_dist.data.room import window_bytes
-from astroclip_dist.data.shard_bytes import Fetcher
-from astroclip_dist.data.shard_cache import ShardCache
-from astroclip_dist.data.stream import Batch, Stream
-from astroclip_dist.data.window_budget import WindowBudget
+from astroclip_dist.data.ordering.mixture import order_of
+from astroclip_dist.data.ordering.order import Cursor
+from astroclip_dist.data.reading.quarantine import Quarantine
+from astroclip_dist.data.reading.shard_bytes import Fetcher
+from astroclip_dist.data.reading.shard_cache import ShardCache
+from astroclip_dist.data.stored.dataset import Dataset
+from astroclip_dist.data.streaming import stream as stream_module
+from astroclip_dist.data.streaming.room import window_bytes
+from astroclip_dist.data.streaming.stream import Batch, Stream
+from astroclip_dist.data.streaming.window_budget import WindowBudget
 from astroclip_dist.errors import ConfigError, DataError, StorageError
 from astroclip_dist.store import Store
 from tests.random_survey import random_sample, write_random_survey

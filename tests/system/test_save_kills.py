@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from astroclip_dist.data.order import Cursor
+from astroclip_dist.data.ordering.order import Cursor
 from astroclip_dist.parallel.process_group import Ranks, join, leave
 from astroclip_dist.store import Store
 from astroclip_dist.train.checkpoint import Progress, describe, resolve_checkpoint, restore, save, verify

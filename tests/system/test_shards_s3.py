@@ -15,7 +15,7 @@ import obstore
 import pytest
 from obstore.store import from_url
 
-from astroclip_dist.data.manifest import read_manifest
+from astroclip_dist.data.stored.manifest import read_manifest
 from astroclip_dist.errors import StorageError
 from astroclip_dist.store import Store
 from shards.building.executors import Workers

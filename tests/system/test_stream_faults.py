@@ -11,10 +11,10 @@ from itertools import islice
 import pytest
 import torch
 
-from astroclip_dist.data.dataset import Dataset
-from astroclip_dist.data.mixture import order_of
-from astroclip_dist.data.order import Cursor
-from astroclip_dist.data.stream import Batch, Stream
+from astroclip_dist.data.ordering.mixture import order_of
+from astroclip_dist.data.ordering.order import Cursor
+from astroclip_dist.data.stored.dataset import Dataset
+from astroclip_dist.data.streaming.stream import Batch, Stream
 from astroclip_dist.errors import StorageError
 from astroclip_dist.store import Store
 from tests.random_survey import write_random_survey

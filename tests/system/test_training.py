@@ -18,7 +18,7 @@ from isal import isal_zlib
 from mlflow import MlflowClient
 
 from astroclip_dist.config import load_config
-from astroclip_dist.data.index import decode_index
+from astroclip_dist.data.stored.index import decode_index
 from astroclip_dist.store import Store
 from astroclip_dist.train.mlflow_run import read_history
 from tests.altered import agree

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from astroclip_dist.data.manifest import ImageLayout
+from astroclip_dist.data.stored.manifest import ImageLayout
 from astroclip_dist.objectives.dinov2.module import SelfDistillation
 from astroclip_dist.objectives.dinov2.objective import DinoObjective
 from tests.bare_training import BareTraining

@@ -22,7 +22,7 @@ from astroclip_dist.data.augment.geometry import cut_views
 from astroclip_dist.data.augment.noise import standard_normal
 from astroclip_dist.data.augment.published import REDDENING
 from astroclip_dist.data.draws import stream_key, uniform
-from astroclip_dist.data.images import stretch
+from astroclip_dist.data.preprocessing.images import stretch
 from astroclip_dist.errors import ConfigError, DataError
 
 IDS = np.array([11, 2**63 + 1, 5, 99, 1234567], dtype=np.uint64)

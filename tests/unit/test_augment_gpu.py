@@ -11,7 +11,7 @@ import torch
 from astroclip_dist.config.augmentation import ViewRecipe
 from astroclip_dist.config.objective import ImageDino, View
 from astroclip_dist.data.augment import augment, multi_crop, plan_of
-from astroclip_dist.data.images import stretch
+from astroclip_dist.data.preprocessing.images import stretch
 
 pytestmark = [
     pytest.mark.gpu,

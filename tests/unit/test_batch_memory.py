@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from astroclip_dist.data.batch_memory import BatchMemory
+from astroclip_dist.data.streaming.batch_memory import BatchMemory
 
 SHAPE = (3, 5)
 

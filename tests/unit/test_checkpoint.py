@@ -16,7 +16,7 @@ from torch import nn
 from astroclip_dist.config.engine import DdpEngine, FsdpEngine
 from astroclip_dist.config.model import TransformerSize
 from astroclip_dist.config.run import Optimizer
-from astroclip_dist.data.order import Cursor
+from astroclip_dist.data.ordering.order import Cursor
 from astroclip_dist.errors import DataError, StorageError
 from astroclip_dist.models.initial import InitialValues, initialise
 from astroclip_dist.models.sequences import pack

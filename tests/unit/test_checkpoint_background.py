@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from astroclip_dist.config.run import Checkpoint
 from astroclip_dist.config.schedule import RunSteps
-from astroclip_dist.data.order import Cursor
+from astroclip_dist.data.ordering.order import Cursor
 from astroclip_dist.errors import StorageError
 from astroclip_dist.parallel.process_group import Ranks, join, leave
 from astroclip_dist.store import Store

@@ -14,12 +14,12 @@ from astroclip_dist.config.augmentation import ViewRecipe
 from astroclip_dist.config.model import SpectrumEncoder
 from astroclip_dist.config.schedule import RunSteps
 from astroclip_dist.data.augment import augment
-from astroclip_dist.data.dataset import Dataset
 from astroclip_dist.data.draws import stream_key
-from astroclip_dist.data.images import stretch
-from astroclip_dist.data.order import Cursor, Order
-from astroclip_dist.data.spectra import slice_spectra
-from astroclip_dist.data.stream import Batch, Stream
+from astroclip_dist.data.ordering.order import Cursor, Order
+from astroclip_dist.data.preprocessing.images import stretch
+from astroclip_dist.data.preprocessing.spectra import slice_spectra
+from astroclip_dist.data.stored.dataset import Dataset
+from astroclip_dist.data.streaming.stream import Batch, Stream
 from astroclip_dist.embed.export import export_embeddings
 from astroclip_dist.errors import ConfigError, DataError
 from astroclip_dist.objectives import build_objective

@@ -16,7 +16,7 @@ import pytest
 from astropy.io import fits
 
 import shards.crossmatch.table as table_module
-from astroclip_dist.data.manifest import Split
+from astroclip_dist.data.stored.manifest import Split
 from astroclip_dist.errors import ConfigError, DataError, UserError
 from astroclip_dist.store import Store
 from shards.crossmatch.catalogue import write_catalogue

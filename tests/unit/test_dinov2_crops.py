@@ -11,8 +11,8 @@ from torch import Tensor
 
 from astroclip_dist.data.augment import augment, plan_of
 from astroclip_dist.data.draws import stream_key
-from astroclip_dist.data.images import stretch
-from astroclip_dist.data.stream import Batch
+from astroclip_dist.data.preprocessing.images import stretch
+from astroclip_dist.data.streaming.stream import Batch
 from astroclip_dist.objectives.dinov2.crops import Crops
 from astroclip_dist.objectives.dinov2.stochastic_depth import kept_crops
 from astroclip_dist.parallel.process_group import join, leave

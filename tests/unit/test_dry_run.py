@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from astroclip_dist.cli import main
 from astroclip_dist.config import RunConfig, parse_config
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.errors import ConfigError
 from astroclip_dist.train.dry_run import dry_run
 from astroclip_dist.train.dry_run.allocations import ACTIVATIONS, AllocationLog

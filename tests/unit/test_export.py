@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from astroclip_dist.config import RunConfig, parse_config
 from astroclip_dist.config.schedule import RunSteps
-from astroclip_dist.data.dataset import Dataset
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
+from astroclip_dist.data.stored.dataset import Dataset
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.embed.export import export_embeddings
 from astroclip_dist.embed.table import EmbeddingTable, Modality
 from astroclip_dist.errors import DataError

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from astroclip_dist.config import load_config, parse_config
 from astroclip_dist.config.objective import ImageDino
 from astroclip_dist.config.schedule import RunSteps
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.models.flops import sample_flops
 from astroclip_dist.objectives import Setting, objective_of
 from astroclip_dist.objectives.dinov2.crops import Crops

@@ -13,9 +13,9 @@ import torch
 
 from astroclip_dist.config import RunConfig, parse_config
 from astroclip_dist.config.schedule import RunSteps
-from astroclip_dist.data.dataset import Dataset
-from astroclip_dist.data.order import Cursor, Order
-from astroclip_dist.data.stream import Batch, Stream
+from astroclip_dist.data.ordering.order import Cursor, Order
+from astroclip_dist.data.stored.dataset import Dataset
+from astroclip_dist.data.streaming.stream import Batch, Stream
 from astroclip_dist.objectives import Objective, build_objective
 from astroclip_dist.parallel.contrastive import contrastive_loss
 from astroclip_dist.parallel.engines import Engine, StepRates, build_engine

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from astroclip_dist.config.model import BandScale
-from astroclip_dist.data.images import centre_crop, stretch
-from astroclip_dist.data.rgb import arcsinh, from_rgb, to_rgb
-from astroclip_dist.data.spectra import num_tokens, slice_spectra
+from astroclip_dist.data.preprocessing.images import centre_crop, stretch
+from astroclip_dist.data.preprocessing.rgb import arcsinh, from_rgb, to_rgb
+from astroclip_dist.data.preprocessing.spectra import num_tokens, slice_spectra
 from astroclip_dist.errors import DataError
 
 

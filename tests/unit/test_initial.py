@@ -11,7 +11,7 @@ from torch import nn
 
 from astroclip_dist.config import parse_config
 from astroclip_dist.config.schedule import RunSteps
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.models.initial import InitialValues, initialise
 from astroclip_dist.objectives import Setting, objective_of
 from tests.rank_pool import RankPool

@@ -12,7 +12,7 @@ import torch
 from mlflow.tracking import MlflowClient
 
 from astroclip_dist.config import RunConfig, parse_config
-from astroclip_dist.data.order import Cursor
+from astroclip_dist.data.ordering.order import Cursor
 from astroclip_dist.errors import DataError
 from astroclip_dist.parallel.process_group import Ranks
 from astroclip_dist.store import Store

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.errors import ConfigError, DataError
 from shards.labels.command import add_labels_argument, with_labels
 from shards.labels.galaxy_zoo import QUESTIONS, read_galaxy_zoo

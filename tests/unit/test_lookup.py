@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from astroclip_dist.data.lookup import SampleLookup
+from astroclip_dist.data.reading.lookup import SampleLookup
 from astroclip_dist.errors import DataError
 from shards.sample import Sample
 from shards.writing.writer import ShardWriter

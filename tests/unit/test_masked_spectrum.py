@@ -16,10 +16,10 @@ from astroclip_dist.config import RunConfig, parse_config
 from astroclip_dist.config.objective import MaskedSpectrum
 from astroclip_dist.config.schedule import RunSteps
 from astroclip_dist.data.draws import stream_key
-from astroclip_dist.data.joining import join_slices, mean_and_std
 from astroclip_dist.data.masking.segments import segment_masks
-from astroclip_dist.data.spectra import slice_spectra
-from astroclip_dist.data.stream import Batch
+from astroclip_dist.data.preprocessing.joining import join_slices, mean_and_std
+from astroclip_dist.data.preprocessing.spectra import slice_spectra
+from astroclip_dist.data.streaming.stream import Batch
 from astroclip_dist.errors import ConfigError, DataError
 from astroclip_dist.models.initial import InitialValues, initialise
 from astroclip_dist.models.masked_spectrum import MaskedSpectrumModel, mask_tokens

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from astroclip_dist.config import RunConfig, parse_config
 from astroclip_dist.config.run import Metrics
-from astroclip_dist.data.order import Cursor
+from astroclip_dist.data.ordering.order import Cursor
 from astroclip_dist.errors import ConfigError, DataError, StorageError
 from astroclip_dist.parallel import phase
 from astroclip_dist.parallel.process_group import Ranks

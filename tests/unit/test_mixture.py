@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from astroclip_dist.data.dataset import Dataset
-from astroclip_dist.data.mixture import Mixture, order_of
-from astroclip_dist.data.order import Cursor
-from astroclip_dist.data.stream import Stream
-from astroclip_dist.data.window import needs
+from astroclip_dist.data.ordering.mixture import Mixture, order_of
+from astroclip_dist.data.ordering.order import Cursor
+from astroclip_dist.data.stored.dataset import Dataset
+from astroclip_dist.data.streaming.stream import Stream
+from astroclip_dist.data.streaming.window import needs
 from astroclip_dist.errors import ConfigError, DataError
 from shards.writing.writer import ShardWriter
 from tests.random_survey import IMAGE, SPECTRUM, random_sample

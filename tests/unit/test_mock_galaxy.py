@@ -10,7 +10,7 @@ import pytest
 from astropy.io import fits
 from scipy.signal import fftconvolve
 
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
 from shards.mock.desi_noise import NOMINAL_EXPOSURE, WAVELENGTH, inverse_variance
 from shards.mock.galaxy import Truth, make_galaxy
 from shards.mock.image import DEPTH, SIZE, add_noise, sky_sigma

@@ -11,8 +11,8 @@ from astroclip_dist.config.engine import DdpEngine, FsdpEngine
 from astroclip_dist.config.model import CrossAttentionHead, ImageEncoder, SpectrumEncoder
 from astroclip_dist.config.objective import ClipAlignment
 from astroclip_dist.config.run import Optimizer
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
-from astroclip_dist.data.spectra import slice_spectra
+from astroclip_dist.data.preprocessing.spectra import slice_spectra
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.models.attention_pool import AttentionPool
 from astroclip_dist.models.image_encoder import ImageTransformer
 from astroclip_dist.models.initial import InitialValues, initialise

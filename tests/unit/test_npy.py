@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 
-from astroclip_dist.data.npy import decode, parse_header
+from astroclip_dist.data.stored.npy import decode, parse_header
 
 
 def encoded(array: np.ndarray, version: tuple[int, int] = (1, 0)) -> bytes:

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from astroclip_dist.data.draws import permutation, stream_key, uniform
-from astroclip_dist.data.order import Cursor, Order
-from astroclip_dist.data.window import needs
+from astroclip_dist.data.ordering.order import Cursor, Order
+from astroclip_dist.data.streaming.window import needs
 from astroclip_dist.errors import ConfigError
 
 

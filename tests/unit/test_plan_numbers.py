@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from astroclip_dist.config import RunConfig, parse_config
 from astroclip_dist.config.schedule import RunSteps
-from astroclip_dist.data.dataset import Dataset
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
-from astroclip_dist.data.mixture import order_of
+from astroclip_dist.data.ordering.mixture import order_of
+from astroclip_dist.data.stored.dataset import Dataset
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.errors import ConfigError
 from astroclip_dist.plan.assumptions import QUANTITIES, Assumptions
 from astroclip_dist.plan.device import device_of

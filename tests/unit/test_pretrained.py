@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from astroclip_dist.config import RunConfig, parse_config
 from astroclip_dist.config.schedule import RunSteps
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.errors import ConfigError, DataError
 from astroclip_dist.models.initial import InitialValues, initialise
 from astroclip_dist.objectives import Setting, objective_of

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from astroclip_dist.data.dataset import Dataset
-from astroclip_dist.data.mixture import order_of
-from astroclip_dist.data.order import Cursor
-from astroclip_dist.data.quarantine import BadData, Quarantine
-from astroclip_dist.data.stream import Batch, Stream
+from astroclip_dist.data.ordering.mixture import order_of
+from astroclip_dist.data.ordering.order import Cursor
+from astroclip_dist.data.reading.quarantine import BadData, Quarantine
+from astroclip_dist.data.stored.dataset import Dataset
+from astroclip_dist.data.streaming.stream import Batch, Stream
 from astroclip_dist.errors import DataError
 from tests.random_survey import random_sample, write_random_survey
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from astroclip_dist.data.manifest import ImageLayout
+from astroclip_dist.data.stored.manifest import ImageLayout
 from astroclip_dist.parallel.process_group import join, leave
 from tests.bare_training import BareTraining
 from tests.random_survey import write_random_survey

@@ -10,7 +10,7 @@ import torch
 
 from astroclip_dist.config import RunConfig, load_config
 from astroclip_dist.config.schedule import RunSteps
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.objectives import Setting, objective_of
 from tests.conftest import REPOSITORY
 

@@ -21,7 +21,7 @@ from astroclip_dist.cli import main
 from astroclip_dist.config import RunConfig, parse_config
 from astroclip_dist.config.engine import DdpEngine
 from astroclip_dist.config.run import Checkpoint, Optimizer
-from astroclip_dist.data.order import Cursor
+from astroclip_dist.data.ordering.order import Cursor
 from astroclip_dist.models.initial import InitialValues
 from astroclip_dist.parallel.engines import Engine
 from astroclip_dist.parallel.engines.ddp import Ddp

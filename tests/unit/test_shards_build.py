@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from astroclip_dist.data.manifest import Manifest, read_manifest
+from astroclip_dist.data.stored.manifest import Manifest, read_manifest
 from astroclip_dist.errors import ConfigError, DataError
 from astroclip_dist.store import Store
 from shards.building.build import build

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from astroclip_dist.cli import main
-from astroclip_dist.data.manifest import Manifest, read_manifest
+from astroclip_dist.data.stored.manifest import Manifest, read_manifest
 from astroclip_dist.errors import DataError
 from astroclip_dist.progress import with_progress
 from astroclip_dist.store import Store

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.errors import DataError
 from shards.grids.image_grid import resample_image
 from shards.grids.overlap import overlap_lengths

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astroclip_dist.data.manifest import SPLITS, Split, split_of
+from astroclip_dist.data.stored.manifest import SPLITS, Split, split_of
 from astroclip_dist.errors import DataError
 from shards.building.plan import Plan, ShardPlan, split_places
 from shards.writing.seen_keys import hash_keys

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from astroclip_dist.cli import main
-from astroclip_dist.data.manifest import ImageLayout, Manifest, Split, read_manifest
+from astroclip_dist.data.stored.manifest import ImageLayout, Manifest, Split, read_manifest
 from astroclip_dist.errors import ConfigError, DataError
 from astroclip_dist.store import Store
 from shards.building.build import build

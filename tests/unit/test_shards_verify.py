@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from astroclip_dist.data.index import decode_index, encode_index
-from astroclip_dist.data.manifest import Split, split_of
+from astroclip_dist.data.stored.index import decode_index, encode_index
+from astroclip_dist.data.stored.manifest import Split, split_of
 from astroclip_dist.errors import DataError
 from shards.checking.verify import verify
 from shards.sample import Sample

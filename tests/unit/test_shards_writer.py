@@ -17,8 +17,8 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astroclip_dist.data.index import decode_index
-from astroclip_dist.data.manifest import ImageLayout, Manifest, SpectrumLayout, read_manifest, split_of
+from astroclip_dist.data.stored.index import decode_index
+from astroclip_dist.data.stored.manifest import ImageLayout, Manifest, SpectrumLayout, read_manifest, split_of
 from astroclip_dist.errors import ConfigError, DataError, StorageError
 from astroclip_dist.store import Store
 from shards.sample import Sample

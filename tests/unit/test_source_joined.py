@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import shards.sources.joined as joined_module
-from astroclip_dist.data.dataset import Dataset
-from astroclip_dist.data.manifest import SPLITS as ALL
-from astroclip_dist.data.manifest import Split
+from astroclip_dist.data.stored.dataset import Dataset
+from astroclip_dist.data.stored.manifest import SPLITS as ALL
+from astroclip_dist.data.stored.manifest import Split
 from astroclip_dist.errors import DataError
 from shards.building.build import build
 from shards.building.executors import Workers

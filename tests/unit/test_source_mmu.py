@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from astroclip_dist.data.rgb import from_rgb
+from astroclip_dist.data.preprocessing.rgb import from_rgb
 from astroclip_dist.errors import DataError
 from shards.building.build import build
 from shards.grids.spectra_grid import wavelengths

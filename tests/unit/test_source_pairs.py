@@ -12,8 +12,8 @@ import torch
 from astropy import units
 from PIL import Image
 
-from astroclip_dist.data.manifest import ImageLayout
-from astroclip_dist.data.rgb import to_rgb
+from astroclip_dist.data.preprocessing.rgb import to_rgb
+from astroclip_dist.data.stored.manifest import ImageLayout
 from astroclip_dist.errors import DataError
 from shards.grids.spectra_grid import wavelengths
 from shards.sample import Sample, check_sample

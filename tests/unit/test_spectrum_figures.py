@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from astroclip_dist.config.model import ImageEncoder
 from astroclip_dist.config.objective import MaskedSpectrum
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
-from astroclip_dist.data.spectra import slice_spectra
+from astroclip_dist.data.preprocessing.spectra import slice_spectra
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.errors import ConfigError, DataError
 from astroclip_dist.evaluate.attention import attention_figures, class_token_attention
 from astroclip_dist.evaluate.examples import Examples, read_examples

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from astroclip_dist.config.run import Reading
-from astroclip_dist.data.dataset import Dataset
-from astroclip_dist.data.order import Cursor, Order
-from astroclip_dist.data.stream import Batch, Stream
+from astroclip_dist.data.ordering.order import Cursor, Order
+from astroclip_dist.data.stored.dataset import Dataset
+from astroclip_dist.data.streaming.stream import Batch, Stream
 from astroclip_dist.errors import DataError
 from tests.random_survey import random_sample, write_random_survey
 

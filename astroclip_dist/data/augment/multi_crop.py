@@ -11,8 +11,8 @@ from astroclip_dist.config.augmentation import ViewRecipe
 from astroclip_dist.config.objective import ImageDino, View
 from astroclip_dist.data.augment.published import FIRST_GLOBAL, LOCAL, SECOND_GLOBAL
 from astroclip_dist.data.augment.views import Stretching, augment_together
-from astroclip_dist.data.batch_memory import BatchMemory
 from astroclip_dist.data.draws import stream_key
+from astroclip_dist.data.streaming.batch_memory import BatchMemory
 from astroclip_dist.errors import ConfigError
 
 

@@ -14,7 +14,7 @@ from astroclip_dist.data.augment.draws import ViewDraws, draw_views, to_device
 from astroclip_dist.data.augment.geometry import cut_views
 from astroclip_dist.data.augment.noise import standard_normal
 from astroclip_dist.data.augment.published import BANDS, REDDENING
-from astroclip_dist.data.batch_memory import BatchMemory
+from astroclip_dist.data.streaming.batch_memory import BatchMemory
 from astroclip_dist.errors import DataError
 
 Stretching = Callable[[Tensor], Tensor]

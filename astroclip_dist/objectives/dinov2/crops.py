@@ -13,10 +13,10 @@ from torch import Tensor
 from astroclip_dist.config.objective import ImageDino
 from astroclip_dist.data.augment import MultiCrop, multi_crop, plan_of
 from astroclip_dist.data.augment.draws import to_device
-from astroclip_dist.data.batch_memory import BatchMemory
 from astroclip_dist.data.draws import stream_key
-from astroclip_dist.data.images import stretch
 from astroclip_dist.data.masking.blocks import block_masks
+from astroclip_dist.data.preprocessing.images import stretch
+from astroclip_dist.data.streaming.batch_memory import BatchMemory
 from astroclip_dist.objectives.dinov2.stochastic_depth import kept_crops
 
 

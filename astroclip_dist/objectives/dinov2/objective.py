@@ -11,7 +11,7 @@ from torch import Tensor
 from astroclip_dist.config import RunConfig
 from astroclip_dist.config.objective import ImageDino
 from astroclip_dist.config.schedule import Cosine, Ramp
-from astroclip_dist.data.stream import Batch
+from astroclip_dist.data.streaming.stream import Batch
 from astroclip_dist.errors import ConfigError
 from astroclip_dist.objectives.base import Objective, Setting
 from astroclip_dist.objectives.dinov2.crops import CropMaker, Crops

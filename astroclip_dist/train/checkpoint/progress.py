@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from astroclip_dist.data.order import Cursor
+from astroclip_dist.data.ordering.order import Cursor
 from astroclip_dist.train.health.spikes import LossHistory
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from astroclip_dist.config import RunConfig
 from astroclip_dist.config.engine import DeepSpeedEngine
 from astroclip_dist.config.schedule import RunSteps
-from astroclip_dist.data.dataset import Dataset
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
+from astroclip_dist.data.stored.dataset import Dataset
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
 from astroclip_dist.errors import UserError
 from astroclip_dist.objectives import Objective, Setting, objective_of
 from astroclip_dist.parallel.engines import Engine, StepRates, build_engine

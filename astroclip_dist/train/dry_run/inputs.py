@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from astroclip_dist.data.manifest import ImageLayout, SpectrumLayout
-from astroclip_dist.data.order import Cursor
-from astroclip_dist.data.stream import Batch
+from astroclip_dist.data.ordering.order import Cursor
+from astroclip_dist.data.stored.manifest import ImageLayout, SpectrumLayout
+from astroclip_dist.data.streaming.stream import Batch
 
 
 def batch_like(image: ImageLayout | None, spectrum: SpectrumLayout | None, members: Iterable[str], count: int) -> Batch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from astroclip_dist.config.model import BandScale, Stretch
-from astroclip_dist.data.rgb import BAND_SCALES, arcsinh, to_rgb
+from astroclip_dist.data.preprocessing.rgb import BAND_SCALES, arcsinh, to_rgb
 from astroclip_dist.errors import DataError
 
 # Brings the sky's noise near 0.2 and bright nuclei near 2, in every band.

@@ -20,21 +20,21 @@ import numpy as np
 from torch import Tensor
 
 from astroclip_dist.config.run import Reading
-from astroclip_dist.data.batch_memory import BatchMemory
-from astroclip_dist.data.dataset import Dataset
 from astroclip_dist.data.draws import in_epochs
-from astroclip_dist.data.filling import BatchArrays
-from astroclip_dist.data.manifest import key_hash
-from astroclip_dist.data.mixture import SampleOrder
-from astroclip_dist.data.order import Cursor, Window
-from astroclip_dist.data.quarantine import Quarantine
-from astroclip_dist.data.reader import LoadedPiece, load_piece
-from astroclip_dist.data.refill import PlaceFiller
-from astroclip_dist.data.room import check_cache, check_memory, window_bytes
-from astroclip_dist.data.shard_bytes import Fetcher
-from astroclip_dist.data.shard_cache import ShardCache
-from astroclip_dist.data.window import LoadedWindow, Need, needs
-from astroclip_dist.data.window_budget import WindowBudget
+from astroclip_dist.data.ordering.mixture import SampleOrder
+from astroclip_dist.data.ordering.order import Cursor, Window
+from astroclip_dist.data.reading.quarantine import Quarantine
+from astroclip_dist.data.reading.reader import LoadedPiece, load_piece
+from astroclip_dist.data.reading.shard_bytes import Fetcher
+from astroclip_dist.data.reading.shard_cache import ShardCache
+from astroclip_dist.data.stored.dataset import Dataset
+from astroclip_dist.data.stored.manifest import key_hash
+from astroclip_dist.data.streaming.batch_memory import BatchMemory
+from astroclip_dist.data.streaming.filling import BatchArrays
+from astroclip_dist.data.streaming.refill import PlaceFiller
+from astroclip_dist.data.streaming.room import check_cache, check_memory, window_bytes
+from astroclip_dist.data.streaming.window import LoadedWindow, Need, needs
+from astroclip_dist.data.streaming.window_budget import WindowBudget
 from astroclip_dist.errors import DamagedError, DataError, StorageError, UserError
 
 # Windows of a lane that are in use, ready, or being loaded, whatever their size.

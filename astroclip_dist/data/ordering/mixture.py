@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from astroclip_dist.data.dataset import Dataset
-from astroclip_dist.data.order import Cursor, Order
+from astroclip_dist.data.ordering.order import Cursor, Order
+from astroclip_dist.data.stored.dataset import Dataset
 from astroclip_dist.errors import ConfigError
 
 # Weights such as 3 and 1, or 0.7 and 0.3, are exact; others are rounded to a pattern of this length.

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from astroclip_dist.config.run import Reading
-from astroclip_dist.data.dataset import Dataset, Shard
-from astroclip_dist.data.mixture import SampleOrder
-from astroclip_dist.data.order import Window
+from astroclip_dist.data.ordering.mixture import SampleOrder
+from astroclip_dist.data.ordering.order import Window
+from astroclip_dist.data.stored.dataset import Dataset, Shard
 from astroclip_dist.errors import ConfigError
 
 # One in training, one waiting for its place in the queue, one being filled.

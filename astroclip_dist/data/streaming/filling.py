@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from astroclip_dist.data.batch_memory import BatchMemory
-from astroclip_dist.data.dataset import Dataset
-from astroclip_dist.data.reader import LoadedPiece, Slot
+from astroclip_dist.data.reading.reader import LoadedPiece, Slot
+from astroclip_dist.data.stored.dataset import Dataset
+from astroclip_dist.data.streaming.batch_memory import BatchMemory
 
 
 class _Member(NamedTuple):

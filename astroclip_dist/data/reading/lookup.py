@@ -7,11 +7,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from astroclip_dist.data.dataset import Shard
-from astroclip_dist.data.index import ShardIndex
-from astroclip_dist.data.manifest import ImageLayout, Manifest, SpectrumLayout, read_manifest
-from astroclip_dist.data.order import Piece
-from astroclip_dist.data.reader import Slot, load_piece
+from astroclip_dist.data.ordering.order import Piece
+from astroclip_dist.data.reading.reader import Slot, load_piece
+from astroclip_dist.data.stored.dataset import Shard
+from astroclip_dist.data.stored.index import ShardIndex
+from astroclip_dist.data.stored.manifest import ImageLayout, Manifest, SpectrumLayout, read_manifest
 from astroclip_dist.errors import DataError
 from astroclip_dist.store import Store
 

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from astroclip_dist.data.dataset import Shard
-from astroclip_dist.data.mixture import SampleOrder
-from astroclip_dist.data.order import Cursor, Order, Window
-from astroclip_dist.data.reader import LoadedPiece
+from astroclip_dist.data.ordering.mixture import SampleOrder
+from astroclip_dist.data.ordering.order import Cursor, Order, Window
+from astroclip_dist.data.reading.reader import LoadedPiece
+from astroclip_dist.data.stored.dataset import Shard
 from astroclip_dist.errors import DamagedError
 
 

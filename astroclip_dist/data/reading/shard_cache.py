@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from astroclip_dist.data.dataset import Shard
-from astroclip_dist.data.shard_bytes import Fetcher, FileBytes
+from astroclip_dist.data.reading.shard_bytes import Fetcher, FileBytes
+from astroclip_dist.data.stored.dataset import Shard
 from astroclip_dist.errors import ConfigError, StorageError
 
 _POLL_S = 0.05

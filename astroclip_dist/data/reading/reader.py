@@ -13,12 +13,12 @@ from typing import NamedTuple
 import numpy as np
 from isal import isal_zlib
 
-from astroclip_dist.data.dataset import Shard
-from astroclip_dist.data.index import ShardIndex
-from astroclip_dist.data.npy import parse_header
-from astroclip_dist.data.order import Piece
-from astroclip_dist.data.shard_bytes import FetchedBytes, Fetcher, FileBytes, RemoteBytes, ShardBytes
-from astroclip_dist.data.shard_cache import ShardCache
+from astroclip_dist.data.ordering.order import Piece
+from astroclip_dist.data.reading.shard_bytes import FetchedBytes, Fetcher, FileBytes, RemoteBytes, ShardBytes
+from astroclip_dist.data.reading.shard_cache import ShardCache
+from astroclip_dist.data.stored.dataset import Shard
+from astroclip_dist.data.stored.index import ShardIndex
+from astroclip_dist.data.stored.npy import parse_header
 from astroclip_dist.errors import DamagedError, DataError, StorageError
 from astroclip_dist.store import MissingObjectError, ShortObjectError
 

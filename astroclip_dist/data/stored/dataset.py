@@ -9,8 +9,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from astroclip_dist.data.index import ShardIndex, decode_index
-from astroclip_dist.data.manifest import (
+from astroclip_dist.data.stored.index import ShardIndex, decode_index
+from astroclip_dist.data.stored.manifest import (
     ImageLayout,
     Manifest,
     ShardEntry,

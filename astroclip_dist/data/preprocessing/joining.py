@@ -1,4 +1,4 @@
-"""From tokens of ``data.spectra.slice_spectra`` back to spectra."""
+"""From tokens of ``data.preprocessing.spectra.slice_spectra`` back to spectra."""
 
 from __future__ import annotations
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
-from astroclip_dist.data.dataset import Shard
-from astroclip_dist.data.mixture import SampleOrder
-from astroclip_dist.data.order import Window
-from astroclip_dist.data.quarantine import BadData, Quarantine
-from astroclip_dist.data.reader import Slot
-from astroclip_dist.data.window import LoadedWindow, others_of_lane
+from astroclip_dist.data.ordering.mixture import SampleOrder
+from astroclip_dist.data.ordering.order import Window
+from astroclip_dist.data.reading.quarantine import BadData, Quarantine
+from astroclip_dist.data.reading.reader import Slot
+from astroclip_dist.data.stored.dataset import Shard
+from astroclip_dist.data.streaming.window import LoadedWindow, others_of_lane
 from astroclip_dist.errors import DamagedError, DataError
 
 
