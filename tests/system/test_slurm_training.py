@@ -148,19 +148,6 @@ def test_a_training_is_cancelled_with_all_of_its_processes(
     assert not event(training.run, "finished")
 
 
-def test_a_training_whose_node_dies_goes_on_on_others(
-    cluster: SlurmCluster, tracking: str, on_two_nodes: tuple[str, dict[str, str]], tmp_path: Path
-) -> None:
-    data, expected = on_two_nodes
-    training = Training(cluster, "bereft", TWO_NODES, data, tmp_path, tracking)
-    with training.held("step 7/30"):
-        cluster.crash("n1")
-    cluster.start_at_once("bereft")
-    told = cluster.wait_for_state("bereft", "running")
-    assert "n1" not in told["nodes"]
-    training.goes_on_as_if_nothing_had_happened(expected, starts=2)
-
-
 def test_a_training_that_may_have_fewer_nodes_runs_on_those_that_are_free(
     cluster: SlurmCluster, tracking: str, tmp_path: Path
 ) -> None:
@@ -181,3 +168,17 @@ def test_a_training_that_may_have_fewer_nodes_runs_on_those_that_are_free(
         cluster.slurm(*others, "State=RESUME")
     assert event(training.run, "started")[0]["world_size"] == 1
     assert event(training.run, "finished")
+
+
+def test_a_training_whose_node_dies_goes_on_on_others(
+    cluster: SlurmCluster, tracking: str, on_two_nodes: tuple[str, dict[str, str]], tmp_path: Path
+) -> None:
+    data, expected = on_two_nodes
+    training = Training(cluster, "bereft", TWO_NODES, data, tmp_path, tracking)
+    with training.held("step 7/30"):
+        # For good: the last test of this cluster.
+        cluster.crash("n1")
+    cluster.start_at_once("bereft")
+    told = cluster.wait_for_state("bereft", "running")
+    assert "n1" not in told["nodes"]
+    training.goes_on_as_if_nothing_had_happened(expected, starts=2)
