@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from launchers.jobs.status import JobState, JobStatus
 from launchers.jobs.task import Task
 from launchers.slurm.commands import QueueEntry, RefusedError, queue_entries, record_entries, run
 from launchers.slurm.following import lines_of
-from launchers.slurm.refusals import refusal
+from launchers.slurm.refusals import nodes_away, refusal
 from launchers.slurm.script import array_index, comment_of, log_path, script_of
 from launchers.slurm.states import status_of
 
@@ -24,6 +25,7 @@ _HELD = ("PENDING", "JobHeldUser")
 _CANCEL_S = 10.0
 _POLL_S = 0.3
 _FOLLOW_S = 3.0
+log = logging.getLogger(__name__)
 
 
 class SlurmQueue:
@@ -39,12 +41,15 @@ class SlurmQueue:
         return script_of(tasks, self._place, 0, after)
 
     def check(self, tasks: Sequence[Task]) -> None:
-        """``sbatch --test-only``, which starts nothing."""
+        """``sbatch --test-only``, which starts nothing, and knows no node that is down or drained."""
         job = tasks[0].job
         environment = _environment(job)
         try:
             run(["sbatch", "--test-only"], script_of(tasks, self._place, 0, ()), environment)
         except RefusedError as error:
+            if away := nodes_away(error, job):
+                log.warning("%s waits for nodes that are down or drained: %s", job.name, ", ".join(away))
+                return
             raise refusal(error, job, self._place) from error
 
     def submit(self, tasks: Sequence[Task], attempt: int, after: Sequence[str] = ()) -> tuple[str, ...]:

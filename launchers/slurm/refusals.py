@@ -42,6 +42,14 @@ def refusal(error: RefusedError, job: JobSpec, place: SlurmPlace) -> ConfigError
     return ConfigError("slurm", said, "sbatch refuses the job.")
 
 
+def nodes_away(error: RefusedError, job: JobSpec) -> list[str]:
+    """Nodes that are down or drained, where they may be why no set of nodes would do: a job may wait for them."""
+    if "node configuration" not in str(error):
+        return []
+    where = [f"--partition={job.queue}"] if job.queue else []
+    return sorted(run(["sinfo", "--list-reasons", "--noheader", "--format=%n", *where]).split())
+
+
 def _size(job: JobSpec) -> str:
     parts = [f"{job.nodes} nodes"]
     if job.gpus_per_node:

@@ -96,6 +96,18 @@ def test_what_slurm_refuses_is_an_error_that_names_the_field(cluster: SlurmClust
 
 
 @pytest.mark.slow
+def test_a_job_waits_for_nodes_that_are_drained(cluster: SlurmCluster) -> None:
+    path = cluster.write_job("patient", VERSION)
+    cluster.slurm("scontrol", "update", "NodeName=n1,n2", "State=DRAIN", "Reason=test")
+    try:
+        astroclip("jobs", "submit", path)
+        cluster.wait_for("patient", lambda told: "n1" in (told["reason"] or ""))
+    finally:
+        cluster.slurm("scontrol", "update", "NodeName=n1,n2", "State=RESUME")
+    cluster.wait_for_state("patient", "succeeded")
+
+
+@pytest.mark.slow
 def test_a_job_that_fails_says_how_and_cancels_what_waits_for_it(cluster: SlurmCluster) -> None:
     launcher = cluster.write_job("any", VERSION).read_text().splitlines()[1]
     path = cluster.folder / "chain.yaml"
