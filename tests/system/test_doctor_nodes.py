@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
-import tempfile
-from pathlib import Path
 
 import pytest
 
-from tests.system.hosts import Hosts, why_not
+from tests.system.hosts import why_not
+from tests.system.ray_nodes import ray_nodes
 from tests.system.slurm_cluster import astroclip, small_slurm
-from tests.system.test_ray_nodes import Cluster
 
 pytestmark = [
     pytest.mark.slow,
@@ -40,23 +37,14 @@ def test_a_job_of_slurm_examines_its_nodes_and_what_is_between_them() -> None:
 
 
 def test_the_nodes_of_a_ray_cluster_are_examined_but_for_a_head_that_only_coordinates() -> None:
-    # Not pytest's own folder: the path of a socket may have 107 characters.
-    folder = Path(tempfile.mkdtemp(prefix="doctor-"))
-    try:
-        with Hosts(["head", "left", "right"]) as hosts:
-            cluster = Cluster(hosts, folder)
-            cluster.start_head()
-            cluster.start_node("left")
-            cluster.start_node("right")
-            command = [sys.executable, "-m", "astroclip_dist.cli", "doctor", "--each-node", "--json"]
-            log = folder / "doctor.log"
-            code = hosts.start("head", command, cluster.environment, log).wait(600)
-            (line,) = [line for line in log.read_text().splitlines() if line.startswith('{"ok"')]
-            *nodes, network = json.loads(line)["nodes"]
-            problems = [f for one in nodes for c in one["checks"] for f in c["findings"] if f["state"] == "problem"]
-            assert (code, problems) == (0, [])
-            assert len(nodes) == 2
-            (found,) = network["checks"][0]["findings"]
-            assert (found["state"], found["values"]["ranks"]) == ("ok", 2)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with ray_nodes() as cluster:
+        command = [sys.executable, "-m", "astroclip_dist.cli", "doctor", "--each-node", "--json"]
+        log = cluster.folder / "doctor.log"
+        code = cluster.hosts.start("head", command, cluster.environment, log).wait(600)
+        (line,) = [line for line in log.read_text().splitlines() if line.startswith('{"ok"')]
+        *nodes, network = json.loads(line)["nodes"]
+        problems = [f for one in nodes for c in one["checks"] for f in c["findings"] if f["state"] == "problem"]
+        assert (code, problems) == (0, [])
+        assert len(nodes) == 2
+        (found,) = network["checks"][0]["findings"]
+        assert (found["state"], found["values"]["ranks"]) == ("ok", 2)
