@@ -21,6 +21,8 @@ from launchers.leaving import INTERRUPTED, LeaveSignals
 _POLL_S = 0.1
 # The others lose their connection to one that failed, and end by themselves with what they know of it.
 _FAREWELL_S = 5.0
+# Of a run that only its user can mend: the first rank says why when its last records are kept, which may take 12 s.
+_LAST_WORDS_S = 15.0
 # Beyond the deadline of the save itself: for the step that is under way, and for the records of the run.
 _LEAVE_MARGIN_S = 15.0
 log = logging.getLogger(__name__)
@@ -94,7 +96,8 @@ def _run_workers(config: RunConfig, signals: LeaveSignals) -> dict[int, int]:
             if told or PREEMPTED in ended.values():
                 deadline = min(deadline, now + patience)
             if any(code not in (0, PREEMPTED) for code in ended.values()):
-                deadline = min(deadline, now + _FAREWELL_S)
+                final = any(code in (1, 2) for code in ended.values())
+                deadline = min(deadline, now + (_LAST_WORDS_S if final else _FAREWELL_S))
             time.sleep(_POLL_S)
         return ended
     finally:
