@@ -22,7 +22,7 @@ from astroclip_dist.train.mlflow_run import read_history
 from launchers.kubernetes.manifest import ARGUMENTS_VARIABLE, ENTRY_POINT
 from tests.system import test_ray_nodes
 from tests.system.hosts import Hosts, why_not
-from tests.system.test_ray_nodes import Cluster, wait_until
+from tests.system.ray_nodes import RayNodes, wait_until
 from tests.system.training_runs import undisturbed, write_config
 
 pytestmark = [
@@ -56,7 +56,7 @@ def short_folder() -> Iterator[Path]:
 class EntryPoint:
     """That of a RayJob, in the pod of the head."""
 
-    def __init__(self, cluster: Cluster, arguments: list[str], log: Path) -> None:
+    def __init__(self, cluster: RayNodes, arguments: list[str], log: Path) -> None:
         environment = {**cluster.environment, ARGUMENTS_VARIABLE: json.dumps(arguments)}
         self.log = log
         log.touch()
@@ -74,7 +74,7 @@ def test_pods_that_go_let_the_training_save_first(
     run = tmp_path / "run"
     arguments = ["train", str(write_config(tmp_path, data, str(run))), "launcher=ray", "min_workers=1"]
     with Hosts(["head", "left", "right"]) as hosts:
-        cluster = Cluster(hosts, short_folder)
+        cluster = RayNodes(hosts, short_folder)
         cluster.start_head()
         cluster.start_node("left")
         cluster.start_node("right")
